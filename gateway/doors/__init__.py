@@ -1,0 +1,1 @@
+"""How HTTP gets in: each door turns its requests into Exchanges."""

@@ -1,0 +1,93 @@
+"""
+Every bound of the gateway, in one table.
+
+Each field has a name, a unit, a default, what a caller gets at the bound, and an event:
+`BoundReached(limit=<name>)`. The configuration reference is made from this class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+__all__ = ["Limits"]
+
+
+def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{attribute.name} must be above 0, not {value}")
+
+
+def _bound(default: Any, unit: str, gets: str) -> Any:
+    return attrs.field(
+        default=default,
+        converter=type(default),
+        validator=_positive,
+        metadata={"unit": unit, "gets": gets},
+    )
+
+
+@frozen(kw_only=True)
+class Limits:
+    """The bounds of one gateway. Times in seconds, sizes in bytes."""
+
+    max_body: int = _bound(4 * 1024 * 1024, "bytes", "413 -32000 for the request")
+    max_batch: int = _bound(100, "messages", "400 -32600 for the batch")
+    max_answer: int = _bound(
+        16 * 1024 * 1024, "bytes", "`bad_answer` for a call whose answer is larger"
+    )
+    max_json_answer_stream: int = _bound(
+        1024 * 1024, "bytes", "a larger answer not yet on a stream is sent as JSON"
+    )
+
+    max_sessions: int = _bound(10_000, "sessions", "503 -32000 with Retry-After")
+    max_sessions_per_principal: int = _bound(10_000, "sessions", "503 -32000 with Retry-After")
+    session_idle: float = _bound(1800.0, "seconds", "404 -32001 afterwards")
+    session_absolute: float = _bound(86_400.0, "seconds", "404 -32001 afterwards")
+    session_unused: float = _bound(60.0, "seconds", "404 -32001 afterwards")
+    retry_after: int = _bound(5, "seconds", "the value of Retry-After")
+
+    max_calls: int = _bound(256, "calls per session", "`overloaded` for the call")
+    max_server_requests: int = _bound(
+        64, "unanswered server requests per session", "-32603 to the server"
+    )
+    max_get_streams: int = _bound(4, "streams per session", "the oldest stream ends")
+    max_queued_messages: int = _bound(
+        256, "messages per session", "the oldest is dropped, a request answered -32603"
+    )
+    max_queued_bytes: int = _bound(
+        1024 * 1024, "bytes per session", "the oldest is dropped, a request answered -32603"
+    )
+    queued_for: float = _bound(
+        30.0, "seconds", "dropped and counted, a request answered -32603 to the server"
+    )
+    max_stream_bytes: int = _bound(
+        256 * 1024, "bytes per stream", "notifications are dropped, the reader is cut"
+    )
+    reader_blocked: float = _bound(30.0, "seconds", "the stream of a blocked reader is cut")
+
+    head_wait: float = _bound(10.0, "seconds", "the answer becomes an event stream")
+    heartbeat: float = _bound(15.0, "seconds", "a comment on every open stream")
+    cancel_wait: float = _bound(1.0, "seconds", "`cancelled` for the call")
+    queue_wait: float = _bound(1.0, "seconds", "503 for a notification or response")
+    drain_grace: float = _bound(30.0, "seconds", "`shutting_down` for what still runs")
+
+    max_line: int = _bound(
+        16 * 1024 * 1024, "bytes per stdout line", "the child ends, its calls get `bad_answer`"
+    )
+    max_stdin_messages: int = _bound(256, "messages per child", "`overloaded`, or 503")
+    max_stdin_bytes: int = _bound(1024 * 1024, "bytes per child", "`overloaded`, or 503")
+    max_stderr_rate: int = _bound(
+        1024 * 1024, "bytes a minute per server", "the rest is counted, not logged"
+    )
+    max_upstream_head: int = _bound(64 * 1024, "bytes", "`bad_answer`, the connection is dropped")
+    max_upstream_connections: int = _bound(
+        256, "connections per HTTP server", "`overloaded` for the call"
+    )
+    connect_timeout: float = _bound(10.0, "seconds", "`upstream_unreachable` for the call")
+    eof_wait: float = _bound(2.0, "seconds", "SIGTERM to the child's process group")
+    term_wait: float = _bound(5.0, "seconds", "SIGKILL to the child's process group")
+    respawn_first: float = _bound(0.5, "seconds", "the first back-off before a respawn")
+    respawn_last: float = _bound(30.0, "seconds", "the longest back-off before a respawn")

@@ -1,0 +1,1 @@
+"""One upstream handshake over one transport."""

@@ -1,0 +1,1 @@
+"""Between one session and one link: ids, routes, deadlines and recovery."""

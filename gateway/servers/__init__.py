@@ -1,0 +1,1 @@
+"""Configured MCP servers: they own links and supervise what runs behind them."""

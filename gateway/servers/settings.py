@@ -1,0 +1,68 @@
+"""A configured server, as the configuration file names it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import Factory, frozen
+
+__all__ = ["HTTPSettings", "ServerSettings", "StdioSettings"]
+
+
+@frozen(kw_only=True)
+class _Common:
+    """
+    What every server has.
+
+    name: the last part of its path, `/servers/<name>/mcp`.
+    default: whether `/mcp` is it, too.
+    timeout: seconds a call may take without progress.
+    max_timeout: seconds a call may take at all.
+    handshake_timeout: seconds from its start to its answer to `initialize`.
+    on_exit: what becomes of a session whose server went away: "replay" makes the handshake
+        again for the next call, "lost" ends the session (404 -32001).
+    """
+
+    name: str
+    default: bool = False
+    timeout: float = 600.0
+    max_timeout: float = 3600.0
+    handshake_timeout: float = 60.0
+    on_exit: Literal["replay", "lost"] = "replay"
+
+
+@frozen(kw_only=True)
+class StdioSettings(_Common):
+    """
+    A server that is a child process.
+
+    command: the program; looked up in the PATH the child gets.
+    args: its arguments, passed as they are, without a shell.
+    env: variables added to the allow-listed environment of the gateway.
+    cwd: its working directory; the gateway's own without.
+    """
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Factory(dict)
+    cwd: str | None = None
+
+
+@frozen(kw_only=True)
+class HTTPSettings(_Common):
+    """
+    A server that is reached over HTTP.
+
+    url: its endpoint; host, path and query come from here alone.
+    headers: fields sent with every request.
+    transport: "streamable-http", or "sse" for HTTP+SSE.
+    forward_authorization: whether the client's Authorization and Cookie go to it.
+    """
+
+    url: str
+    headers: dict[str, str] = Factory(dict)
+    transport: Literal["streamable-http", "sse"] = "streamable-http"
+    forward_authorization: bool = False
+
+
+ServerSettings = StdioSettings | HTTPSettings

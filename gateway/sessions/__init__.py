@@ -1,0 +1,1 @@
+"""What a client holds: the one session registry, its records and their store."""

@@ -1,0 +1,103 @@
+"""
+One HTTP request and its answer, as a proxy sees it: never a Request of some library.
+
+A door makes an Exchange for each request; a proxy answers it exactly once, with `answer` (a
+whole body) or `open` (an event stream).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import field, frozen
+
+from gateway.wire.context import HeaderPairs
+
+__all__ = ["EventSink", "Exchange", "RequestHead"]
+
+
+@frozen
+class RequestHead:
+    """
+    The head of a request.
+
+    method: as sent (RFC 9110 section 9: case-sensitive).
+    path: the raw path of the target, not percent-decoded, without the public prefix.
+    query: the raw query without "?".
+    headers: all fields in order, names in lower case.
+    peer: the client's address, as text.
+    port: the local port the connection came to; 0 where there is none.
+    tls: whether the connection is encrypted.
+    prefix: the raw path under which a host's Site mounts us; b"" at our own listener.
+    """
+
+    method: bytes
+    path: bytes
+    query: bytes
+    headers: HeaderPairs
+    peer: str = ""
+    port: int = 0
+    tls: bool = False
+    prefix: bytes = b""
+    _first: dict[bytes, bytes] = field(init=False, eq=False, repr=False)
+
+    @_first.default
+    def _index(self) -> dict[bytes, bytes]:
+        return {name: value for name, value in reversed(self.headers)}
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a field (lower-case name), or None."""
+        return self._first.get(name)
+
+    def headerValues(self, name: bytes) -> list[bytes]:
+        """Every value of a field (lower-case name), in order."""
+        if name not in self._first:
+            return []
+        return [value for key, value in self.headers if key == name]
+
+
+class EventSink(Protocol):
+    """
+    The open body of an event stream.
+
+    onDrained: called each time the sink comes back below its mark; set by the proxy.
+    blocked: whether the last write went above the mark and nothing drained since.
+    """
+
+    onDrained: Callable[[], None] | None
+    blocked: bool
+
+    def write(self, data: bytes) -> bool:
+        """Write bytes of the body. False: above the mark; they are kept, write no more."""
+
+    def close(self) -> None:
+        """End the body in order."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+
+class Exchange(Protocol):
+    """
+    One request and its one answer.
+
+    head: the request's head.
+    onGone: called once when the client vanished before the answer was complete; set by the
+        proxy. Never called after the answer ended.
+    """
+
+    head: RequestHead
+    onGone: Callable[[], None] | None
+
+    def collect(self, limit: int, then: Callable[[bytes | None], None]) -> None:
+        """Read the whole body, at most `limit` bytes, and call `then` with it (None: over)."""
+
+    def answer(self, status: int, headers: HeaderPairs, body: bytes = b"") -> None:
+        """Answer whole. The door adds Content-Length."""
+
+    def open(self, status: int, headers: HeaderPairs) -> EventSink:
+        """Answer with a head now and a body that follows."""
+
+    def abort(self) -> None:
+        """Cut the connection without an answer."""
