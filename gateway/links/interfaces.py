@@ -14,8 +14,10 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from gateway.servers.settings import ServerSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
+from gateway.wire.refusals import Reason
 
 __all__ = [
     "EventMark",
@@ -26,25 +28,11 @@ __all__ = [
     "ILinkListener",
     "IServer",
     "LinkFailed",
+    "ListenRefused",
     "Outcome",
     "Reason",
     "Settled",
 ]
-
-
-class Reason(Enum):
-    """Why a call or a handshake failed: `data.reason` of the wire contract."""
-
-    TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
-    SERVER_EXITED = "server_exited"
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-    BAD_ANSWER = "bad_answer"
-    OVERLOADED = "overloaded"
-    RATE_LIMITED = "rate_limited"
-    FORBIDDEN = "forbidden"
-    SHUTTING_DOWN = "shutting_down"
 
 
 class Outcome(Enum):
@@ -66,7 +54,8 @@ class Settled:
     reason: what the client is told.
     message: a sentence for the client; no path, command line or URL.
     status: the HTTP status of a refusal, else 0.
-    body: the JSON-RPC error that came with a refusal, where there was one.
+    body: the JSON-RPC error that came with a refusal, where there was one; its id is None
+        where the server gave none.
     """
 
     outcome: Outcome
@@ -81,14 +70,32 @@ class LinkFailed(Exception):
     A handshake that did not come about.
 
     reason, message: what the client is told.
-    answer: the server's own error response to `initialize`, where it gave one.
+    answer: the server's own error response to `initialize`, where it gave one; its id is None
+        where the server gave none.
+    status: the HTTP status by which the server refused `initialize`, else 0.
     """
 
-    def __init__(self, reason: Reason, message: str, answer: Message | None = None) -> None:
+    def __init__(
+        self, reason: Reason, message: str, answer: Message | None = None, status: int = 0
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.answer = answer
+        self.status = status
+
+
+class ListenRefused(Exception):
+    """
+    The server opened no GET stream.
+
+    status: the HTTP status by which it refused: 405 where it has none, 404 where the link's
+        session is lost.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP status {status}")
+        self.status = status
 
 
 @frozen
@@ -133,10 +140,22 @@ class ILinkListener(Interface):
         """An event without a message came: its id or retry alone."""
 
     def ended(origin: object) -> None:
-        """The stream opened by `IHTTPLink.listen` ended in order."""
+        """The stream opened by `IHTTPLink.listen` ended, in order or cut; not by `cancel`."""
+
+    def accepted(call: object) -> None:
+        """
+        The server accepted a notification or response that was sent with a call object.
+
+        Called by IHTTPLinks only.
+        """
 
     def settled(call: object, settled: Settled) -> None:
-        """A call ended without an answer. Not called for calls pending at `lost`."""
+        """
+        A call ended without an answer. Not called for calls pending at `lost`.
+
+        Called also for a notification or response that was sent with a call object over an
+        IHTTPLink and was not accepted.
+        """
 
     def drained() -> None:
         """The link's queue has room again after `send` returned False."""
@@ -172,7 +191,16 @@ class ILink(Interface):
 
 
 class IHTTPLink(ILink):
-    """A link whose server has streams of its own per request."""
+    """
+    A link whose server has streams of its own per request.
+
+    Here `send` may have a call object for a notification or response, too: then the listener
+    hears `accepted` or `settled` of it. Calls and origins are told apart by their hash and
+    equality; one of them has one request at a time.
+
+    A 404 to a request with the link's session id settles the call as REFUSED with status 404:
+    the session is lost, and so is the link; the recovery is its user's.
+    """
 
     sessionless: bool = Attribute("The server gave no session id.")
 
@@ -180,7 +208,9 @@ class IHTTPLink(ILink):
         """
         Open the server's GET stream; its messages come with this origin.
 
-        Fires when it is open. Fails with LinkRefused where the server has none.
+        lastEventID: resume the stream this event came on; its answers come here, too.
+        Fires when it is open. Fails with ListenRefused where the server refused, and with
+        LinkFailed where it could not be asked or answered nonsense. `cancel(origin)` closes it.
         """
 
 
@@ -188,6 +218,7 @@ class IServer(Interface):
     """A configured server: it owns links."""
 
     name: str = Attribute("The name it is configured under.")
+    settings: ServerSettings = Attribute("Its configuration.")
     generation: int = Attribute("Counts up when its configuration is replaced.")
 
     def link(hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:

@@ -1,10 +1,14 @@
-"""A configured server, as the configuration file names it."""
+"""
+A configured server, as the configuration file names it.
+
+What may hold a secret is not in a `repr`: arguments, variables, header fields, the URL.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from attrs import Factory, frozen
+from attrs import field, frozen
 
 __all__ = ["HTTPSettings", "ServerSettings", "StdioSettings"]
 
@@ -43,8 +47,8 @@ class StdioSettings(_Common):
     """
 
     command: str
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = Factory(dict)
+    args: tuple[str, ...] = field(default=(), repr=False)
+    env: dict[str, str] = field(factory=dict, repr=False)
     cwd: str | None = None
 
 
@@ -59,8 +63,8 @@ class HTTPSettings(_Common):
     forward_authorization: whether the client's Authorization and Cookie go to it.
     """
 
-    url: str
-    headers: dict[str, str] = Factory(dict)
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(factory=dict, repr=False)
     transport: Literal["streamable-http", "sse"] = "streamable-http"
     forward_authorization: bool = False
 

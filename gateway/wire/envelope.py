@@ -7,7 +7,8 @@ Rules, each with what breaks it (JSON-RPC 2.0; MCP base protocol):
  1. UTF-8, no byte order mark                                  NotJSON
  2. JSON (RFC 8259): no NaN, no trailing bytes                 NotJSON
  3. nested at most MAX_DEPTH deep                              NotJSON
- 4. no member of the message itself twice, however spelled     NotJSON
+ 4. no member of the message itself twice, however spelled,
+    at most MAX_MEMBERS, no half surrogate pair in a name      NotJSON
  5. an object (an array is a batch, for `decode` to split)     NotAMessage
  6. "jsonrpc" is exactly "2.0"                                 NotAMessage
  7. "method" is a string; "params" an object or an array       NotAMessage
@@ -16,22 +17,29 @@ Rules, each with what breaks it (JSON-RPC 2.0; MCP base protocol):
 
 Values stay as spelled: `1`, `1.0`, `1e0` and `2^53+1` come back as they went, lone surrogates
 included. Whitespace between members may change; CR and LF in it become spaces, since stdio and
-SSE frame with them (inside a JSON string neither can stand raw, so no value changes).
+SSE frame with them (inside a JSON string neither can stand raw, so no value changes). A member
+of an inner object may come twice and is relayed so; of an object that we rewrite, the last stays.
+
+Time and memory are linear in the length of the text, whatever it holds: the expressions below
+never try a byte a second time (their repeats are possessive).
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import accumulate
+from typing import TypeVar
 
 import msgspec
 from attrs import define, field
 from msgspec import Raw
 
 __all__ = [
+    "MAX_BATCH",
     "MAX_DEPTH",
     "MAX_ID",
     "MAX_MEMBERS",
@@ -45,26 +53,34 @@ __all__ = [
     "notification",
     "quote",
     "salvageID",
+    "text",
 ]
 
 MAX_DEPTH = 512
 MAX_ID = 4096
 MAX_MEMBERS = 256
+MAX_BATCH = 100
 
+_T = TypeVar("_T")
+
+_decodeAny = msgspec.json.Decoder(Raw).decode
 _decodeMembers = msgspec.json.Decoder(dict[str, Raw]).decode
 _decodeItems = msgspec.json.Decoder(list[Raw]).decode
 _decodeString = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _WS = b" \t\n\r"
-_KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*:[ \t\n\r]*')
-_STRINGS_AND_REST = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\[\]{}"]++')
+_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
+_SEPARATOR = re.compile(rb"[ \t\n\r]*+[,}]")
+_OTHER = bytes(set(range(256)) - set(b'[]{}"'))
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-# An escaped surrogate pair, or half of one; \\ before it must be an even number of backslashes,
-# which the leading alternative consumes pairwise.
-_SURROGATES = re.compile(
-    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
+_ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
+_BROKEN_ESCAPE = re.compile(rb"\\u[dD](?![0-9a-fA-F]{3})")
+# Stands for the \u of surrogates while the decoder, which refuses a half pair, reads a text. Nobody
+# outside can know it, so it stands for nothing else.
+_MARK = b"surrogate-" + secrets.token_hex(8).encode()
+_MARK_TEXT = _MARK.decode()
 
 
 class NotJSON(Exception):
@@ -134,9 +150,8 @@ class Message:
         raw = self.fields.get("params")
         if raw is None:
             return None
-        spelled = memoryview(raw)
-        # Scanning for the key first spares large params a second parse; a backslash may hide it.
-        whole = bytes(spelled)
+        # Scanning for the key first spares large params a second parse; an escape may hide it.
+        whole = bytes(raw)
         if b'"_meta"' not in whole and b"\\u" not in whole:
             return None
         value = members(self.param("_meta")).get(name)
@@ -149,18 +164,24 @@ class Message:
         return Message(self.kind, fields, id, self.method)
 
     def withParam(self, name: str, value: bytes) -> Message:
-        """The same message with one member of `params` replaced by a JSON text."""
-        params = members(self.fields.get("params")).copy()
-        params[name] = Raw(value)
+        """
+        The same message with one member of `params` replaced, or added, by a JSON text.
+
+        Parameters in an array have no names: such a message stays as it is.
+        """
+        params = self.fields.get("params")
+        spelled = b"{}" if params is None else bytes(params)
+        if spelled[:1] != b"{":
+            return self
         fields = self.fields.copy()
-        fields["params"] = Raw(_encode(params))
+        fields["params"] = Raw(_withMember(spelled, name, value))
         return Message(self.kind, fields, self.id, self.method)
 
     def withMeta(self, name: str, value: bytes) -> Message:
-        """The same message with one member of `params._meta` replaced by a JSON text."""
-        meta = members(self.param("_meta")).copy()
-        meta[name] = Raw(value)
-        return self.withParam("_meta", _encode(meta))
+        """The same with one member of `params._meta`; a `_meta` that is no object is replaced."""
+        meta = self.param("_meta")
+        spelled = b"{}" if meta is None or meta[:1] != b"{" else meta
+        return self.withParam("_meta", _withMember(spelled, name, value))
 
 
 def members(raw: Raw | bytes | None) -> dict[str, Raw]:
@@ -172,8 +193,8 @@ def members(raw: Raw | bytes | None) -> dict[str, Raw]:
         return {}
     try:
         return _decodeMembers(data)
-    except msgspec.DecodeError:
-        return _unmasked(data)[0]
+    except _REFUSED:
+        return {name: Raw(_unmasked(value)) for name, value in _maskedMembers(data).items()}
 
 
 def text(raw: bytes | None) -> str | None:
@@ -182,7 +203,7 @@ def text(raw: bytes | None) -> str | None:
         return None
     try:
         return _decodeString(raw)
-    except msgspec.DecodeError:
+    except _REFUSED:
         return None
 
 
@@ -204,181 +225,196 @@ def encodeBatch(items: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(items) + b"]"
 
 
-def decode(data: bytes) -> Message | list[Message | NotAMessage]:
+def decode(data: bytes, maxBatch: int = MAX_BATCH) -> Message | list[Message | NotAMessage]:
     """
     Decode one message or a batch.
 
+    maxBatch: how many members a batch may have.
     Returns: the message; for an array, each member decoded, a bad one as its exception.
     Raises: NotJSON, NotAMessage.
     """
-    _checkText(data)
-    start = data.lstrip(_WS)[:1] if data[:1] in (b" ", b"\t", b"\n", b"\r") else data[:1]
+    if not data.isascii():
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise NotJSON("not UTF-8") from None
+    start = data[:1]
+    if start in (b" ", b"\t", b"\n", b"\r"):
+        start = data.lstrip(_WS)[:1]
+    if start == b"{":
+        return _message(_fields(data))
     if start == b"[":
-        return _decodeBatch(data)
-    if start != b"{":
-        _judgeJSON(data)
-        raise NotAMessage("a message is a JSON object")
-    return _message(_fields(data))
+        return _batch(data, maxBatch)
+    _parsed(_decodeAny, data)
+    raise NotAMessage("a message is a JSON object")
 
 
 def salvageID(data: bytes) -> bytes | None:
     """
     The id that a text which broke a rule seems to carry, so that its call can be failed.
 
-    Returns: an integer id as spelled, from the last `"id":` with one; else None.
+    Returns: the integer id as spelled; None where the message itself, as opposed to an object
+        within it, shows none. Of two, the last.
     """
-    found = _ID.findall(data)
-    return found[-1] if found else None
+    for found in (_ID.match(data, max(0, data.rfind(b'"id"'))), _ID.search(data)):
+        if found is None:
+            continue
+        before = _brackets(data[: found.start()])
+        objects = before.count(b"{") - before.count(b"}")
+        arrays = before.count(b"[") - before.count(b"]")
+        if (objects, arrays) == (1, 0):
+            return found[1]
+    return None
 
 
-_ID = re.compile(rb'"id"[ \t]*:[ \t]*(\d{1,18})(?=[ \t]*[,}])')
-
-
-def _checkText(data: bytes) -> None:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise NotJSON("not UTF-8") from None
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-        raise NotJSON(f"nested deeper than {MAX_DEPTH}")
+def _brackets(data: bytes) -> bytes:
+    """The brackets of a text, those in strings left out."""
+    marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHER)
+    # What is left of strings is quotes, and what they hide. Two next to each other hide nothing.
+    return b"".join(marks.replace(b'""', b"").split(b'"')[::2])
 
 
 def _depth(data: bytes) -> int:
-    brackets = _STRINGS_AND_REST.sub(b"", data).translate(_STEPS, b'"')
-    return max(accumulate(array("b", brackets)), default=0)
+    """How deep an accepted text is nested."""
+    return max(accumulate(array("b", _brackets(data).translate(_STEPS))), default=0)
+
+
+def _parsed(decoder: Callable[[bytes], _T], data: bytes) -> tuple[_T, bytes]:
+    """
+    What a decoder makes of a text; rules 2 and 3.
+
+    Returns: that, and the text as it was read: with surrogates masked where there is half a
+        pair, for JSON allows them (RFC 8259 section 8.2) and the decoder does not.
+    """
+    try:
+        try:
+            parsed = decoder(data)
+        except msgspec.DecodeError:
+            data = _masked(data)
+            parsed = decoder(data)
+    except RecursionError:
+        raise NotJSON(f"nested deeper than {MAX_DEPTH}") from None
+    except msgspec.DecodeError as error:
+        raise NotJSON("not JSON") from error
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+        raise NotJSON(f"nested deeper than {MAX_DEPTH}")
+    return parsed, data
 
 
 def _fields(data: bytes) -> dict[str, Raw]:
     """The members of a message; rules 2, 3 and 4."""
+    fields, read = _parsed(_decodeMembers, data)
+    if len(fields) > MAX_MEMBERS:
+        raise NotJSON(f"over {MAX_MEMBERS} members")
+    # A text without spaces and escapes has just this length. Whatever else stands in it,
+    # an earlier twin of a member too, makes it longer.
+    length = sum([len(name) + len(memoryview(value)) + 4 for name, value in fields.items()]) + 1
+    if len(read) != length and _hasTwins(read, fields):
+        raise NotJSON("a member comes twice")
+    if read is data:
+        return fields
+    named = {_realName(name): Raw(_unmasked(value)) for name, value in fields.items()}
+    if len(named) != len(fields):
+        raise NotJSON("a member comes twice")
+    return named
+
+
+def _realName(name: str) -> str:
+    if _MARK_TEXT not in name:
+        return name
+    real = text(_unmasked(_encode(name)))
+    if real is None:
+        raise NotJSON("half a surrogate pair in a member's name")
+    return real
+
+
+def _hasTwins(data: bytes, fields: dict[str, Raw]) -> bool:
+    """
+    Whether a member of an object comes twice.
+
+    The decoder keeps the last of two members with one name. Walking the text along the values
+    it kept, an earlier twin shows: what stands there is not the value kept, or the name comes
+    again.
+    """
+    names: set[str] = set()
+    at = data.index(b"{") + 1
+    while (key := _KEY.match(data, at)) is not None:
+        name: str = _decodeString(key[1])
+        value = bytes(fields[name])
+        if name in names or not data.startswith(value, key.end()):
+            return True
+        names.add(name)
+        separator = _SEPARATOR.match(data, key.end() + len(value))
+        if separator is None:
+            return True
+        at = separator.end()
+    return False
+
+
+def _masked(data: bytes) -> bytes:
+    """
+    The text with the escapes of surrogates (and of their neighbours, U+D000 and up) masked.
+
+    NUL stands in for escaped backslashes, so that those left begin an escape. A text that has
+    one itself, or an escape cut short, is no JSON and comes back for the decoder to refuse.
+    """
+    if b"\x00" in data:
+        return data
+    bare = data.replace(b"\\\\", b"\x00\x00")
+    if _BROKEN_ESCAPE.search(bare) is not None:
+        return data
+    for letter in (b"d", b"D"):
+        bare = bare.replace(b"\\u" + letter, _MARK + letter)
+    return bare.replace(b"\x00\x00", b"\\\\")
+
+
+def _unmasked(value: Raw | bytes) -> bytes:
+    return bytes(value).replace(_MARK, b"\\u")
+
+
+def _maskedMembers(data: bytes) -> dict[str, Raw]:
+    try:
+        return _decodeMembers(_masked(data))
+    except _REFUSED:
+        return {}
+
+
+def _withMember(data: bytes, name: str, value: bytes) -> bytes:
+    """An accepted object with one member replaced or added."""
     try:
         fields = _decodeMembers(data)
-    except RecursionError:
-        raise NotJSON("nested too deep") from None
-    except msgspec.DecodeError as error:
-        fields, masked = _unmasked(data)
-        if not fields and masked is None:
-            raise NotJSON("not JSON") from error
-        return fields
-    _judgeMembers(data, fields)
-    return fields
+    except _REFUSED:
+        fields = _maskedMembers(data)
+        fields[name] = Raw(value)
+        return _unmasked(_encode(fields))
+    fields[name] = Raw(value)
+    return _encode(fields)
 
 
-def _judgeMembers(data: bytes, fields: dict[str, Raw]) -> None:
-    if len(fields) > MAX_MEMBERS:
-        raise NotJSON(f"over {MAX_MEMBERS} members")
-    _spans(data, fields)
+def _batch(data: bytes, limit: int) -> list[Message | NotAMessage]:
+    items, _ = _parsed(_decodeItems, data)
+    if len(items) > limit:
+        raise NotAMessage(f"a batch has at most {limit} messages")
+    return [_member(_unmasked(item)) for item in items]
 
 
-def _spans(data: bytes, fields: dict[str, Raw]) -> dict[str, tuple[int, int]]:
-    """
-    Where each member's value stands; refuses a member that comes twice.
-
-    The decoder keeps the last of two members with one name. Walking the text along the
-    values it kept, an earlier twin shows: its name was seen already, or what stands there
-    is not the value kept.
-    """
-    spans: dict[str, tuple[int, int]] = {}
-    at = data.index(b"{") + 1
-    while True:
-        match = _KEY.match(data, at)
-        if match is None:
-            if spans or fields:
-                break
-            return spans
-        key: str = _decodeString(match[1])
-        value = bytes(fields.get(key, b""))
-        start = match.end()
-        if key in spans or not value or not data.startswith(value, start):
-            raise NotJSON("a member comes twice")
-        at = start + len(value)
-        spans[key] = (start, at)
-        at = _skip(data, at)
-        if data[at : at + 1] == b"}":
-            return spans
-        if data[at : at + 1] != b",":
-            break
-        at += 1
-    raise NotJSON("a member comes twice")
-
-
-def _skip(data: bytes, at: int) -> int:
-    while data[at : at + 1] in (b" ", b"\t", b"\n", b"\r"):
-        at += 1
-    return at
-
-
-def _mask(match: re.Match[bytes]) -> bytes:
-    found = match[0]
-    return b"\\u0001" if len(found) == 6 else found
-
-
-def _unmasked(data: bytes) -> tuple[dict[str, Raw], bytes | None]:
-    """
-    Members of a text that the decoder refused, if half surrogate pairs were its only fault.
-
-    JSON allows them, the decoder does not: each is masked by an escape of the same length,
-    and the values are cut out of the text itself, where the masked ones stand.
-    """
-    masked = _SURROGATES.sub(_mask, data)
-    if masked == data:
-        return {}, None
+def _member(data: bytes) -> Message | NotAMessage:
+    """One of a batch; a bad one fails itself alone."""
+    if data[:1] != b"{":
+        return NotAMessage("a message is a JSON object")
     try:
-        fields = _decodeMembers(masked)
-    except (msgspec.DecodeError, RecursionError):
-        return {}, None
-    if len(fields) > MAX_MEMBERS:
-        raise NotJSON(f"over {MAX_MEMBERS} members")
-    spans = _spans(masked, fields)
-    return {key: Raw(data[start:end]) for key, (start, end) in spans.items()}, masked
-
-
-def _judgeJSON(data: bytes) -> None:
-    try:
-        msgspec.json.decode(_SURROGATES.sub(_mask, data), type=Raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise NotJSON("not JSON") from error
-
-
-def _decodeBatch(data: bytes) -> list[Message | NotAMessage]:
-    try:
-        items = [bytes(item) for item in _decodeItems(data)]
-    except RecursionError:
-        raise NotJSON("nested too deep") from None
-    except msgspec.DecodeError:
-        items = _unmaskedItems(data)
-    out: list[Message | NotAMessage] = []
-    for item in items:
-        if item[:1] != b"{":
-            out.append(NotAMessage("a message is a JSON object"))
-            continue
-        try:
-            out.append(_message(_fields(item)))
-        except NotAMessage as error:
-            out.append(error)
-    return out
-
-
-def _unmaskedItems(data: bytes) -> list[bytes]:
-    masked = _SURROGATES.sub(_mask, data)
-    try:
-        items = _decodeItems(masked)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise NotJSON("not JSON") from error
-    out: list[bytes] = []
-    at = masked.index(b"[") + 1
-    for item in items:
-        spelled = bytes(item)
-        start = masked.index(spelled, at)
-        at = start + len(spelled)
-        out.append(data[start:at])
-    return out
+        return _message(_fields(data))
+    except NotAMessage as error:
+        return error
+    except NotJSON as error:
+        return NotAMessage(str(error))
 
 
 def _message(fields: dict[str, Raw]) -> Message:
     """Rules 6 to 9."""
     id = _id(fields)
     version = fields.get("jsonrpc")
-    if version is None or bytes(version) != b'"2.0"' and text(bytes(version)) != "2.0":
+    if version is None or (bytes(version) != b'"2.0"' and text(bytes(version)) != "2.0"):
         raise NotAMessage('"jsonrpc" must be "2.0"', id)
     raw = fields.get("method")
     if raw is not None:

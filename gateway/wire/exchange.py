@@ -23,13 +23,13 @@ class RequestHead:
     The head of a request.
 
     method: as sent (RFC 9110 section 9: case-sensitive).
-    path: the raw path of the target, not percent-decoded, without the public prefix.
+    path: the raw path of the target, not percent-decoded, from where we are mounted.
     query: the raw query without "?".
     headers: all fields in order, names in lower case.
     peer: the client's address, as text.
     port: the local port the connection came to; 0 where there is none.
     tls: whether the connection is encrypted.
-    prefix: the raw path under which a host's Site mounts us; b"" at our own listener.
+    mounted: whether a host's Site mounts us somewhere; False at our own listener.
     """
 
     method: bytes
@@ -39,12 +39,12 @@ class RequestHead:
     peer: str = ""
     port: int = 0
     tls: bool = False
-    prefix: bytes = b""
+    mounted: bool = False
     _first: dict[bytes, bytes] = field(init=False, eq=False, repr=False)
 
     @_first.default
     def _index(self) -> dict[bytes, bytes]:
-        return {name: value for name, value in reversed(self.headers)}
+        return dict(reversed(self.headers))
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a field (lower-case name), or None."""

@@ -1,0 +1,119 @@
+"""The URL map of a gateway, on one screen: a Klein app that hosts the three proxies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from attrs import define
+from klein import Klein
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource
+
+from gateway.doors.resource import ProxyResource
+from gateway.proxies.ladder import Ladder
+from gateway.proxies.sse import SSEProxy
+from gateway.proxies.streamable import StreamableProxy
+from gateway.proxies.transparent import TransparentProxy
+from gateway.wire import refusals
+from gateway.wire.exchange import Exchange
+from gateway.wire.refusals import JSON_TYPE, Refusal
+
+__all__ = ["GatewayApp", "Mount"]
+
+
+@define(eq=False)
+class Mount:
+    """The proxies in front of one server; sse is None where none serves it."""
+
+    http: StreamableProxy | TransparentProxy
+    sse: SSEProxy | None
+
+
+@define(eq=False)
+class GatewayApp:
+    """
+    Which path is whose.
+
+    mounts: by server name. default: the server of the short paths, or None.
+    ready: whether the gateway takes new sessions.
+    """
+
+    ladder: Ladder
+    mounts: Mapping[str, Mount]
+    default: str | None
+    ready: Callable[[], bool]
+
+    app = Klein()
+
+    @app.route("/servers/<name>/mcp", strict_slashes=False)
+    def serverMCP(self, request: IRequest, name: str) -> IResource:
+        return self._http(name, f"/servers/{name}/mcp")
+
+    @app.route("/servers/<name>/sse", strict_slashes=False)
+    def serverSSE(self, request: IRequest, name: str) -> IResource:
+        return self._sse(name, f"/servers/{name}/sse")
+
+    @app.route("/servers/<name>/messages", strict_slashes=False)
+    def serverMessages(self, request: IRequest, name: str) -> IResource:
+        return self._messages(name, f"/servers/{name}/messages")
+
+    @app.route("/mcp", strict_slashes=False)
+    def defaultMCP(self, request: IRequest) -> IResource:
+        return self._http(self.default, "/mcp")
+
+    @app.route("/sse", strict_slashes=False)
+    def defaultSSE(self, request: IRequest) -> IResource:
+        return self._sse(self.default, "/sse")
+
+    @app.route("/messages", strict_slashes=False)
+    def defaultMessages(self, request: IRequest) -> IResource:
+        return self._messages(self.default, "/messages")
+
+    @app.route("/healthz", strict_slashes=False)
+    def healthz(self, request: IRequest) -> IResource:
+        return ProxyResource(lambda exchange: self._tell(exchange, b"/healthz", True))
+
+    @app.route("/readyz", strict_slashes=False)
+    def readyz(self, request: IRequest) -> IResource:
+        return ProxyResource(lambda exchange: self._tell(exchange, b"/readyz", self.ready()))
+
+    @app.route("/", defaults={"path": ""})
+    @app.route("/<path:path>")
+    def elsewhere(self, request: IRequest, path: str) -> IResource:
+        return self._refusing(refusals.notFound())
+
+    def _http(self, name: str | None, path: str) -> IResource:
+        mount = self.mounts.get(name) if name is not None else None
+        if mount is None:
+            return self._refusing(refusals.unknownServer())
+        return ProxyResource(lambda exchange: mount.http.serve(exchange, path.encode()))
+
+    def _sse(self, name: str | None, path: str) -> IResource:
+        sse = self._sseOf(name)
+        if sse is None:
+            return self._refusing(refusals.unknownServer())
+        return ProxyResource(lambda exchange: sse.serveStream(exchange, path.encode()))
+
+    def _messages(self, name: str | None, path: str) -> IResource:
+        sse = self._sseOf(name)
+        if sse is None:
+            return self._refusing(refusals.unknownServer())
+        return ProxyResource(lambda exchange: sse.serveMessages(exchange, path.encode()))
+
+    def _sseOf(self, name: str | None) -> SSEProxy | None:
+        mount = self.mounts.get(name) if name is not None else None
+        return None if mount is None else mount.sse
+
+    def _refusing(self, refusal: Refusal) -> IResource:
+        return ProxyResource(lambda exchange: self.ladder.refuse(exchange, refusal, "route"))
+
+    def _tell(self, exchange: Exchange, path: bytes, good: bool) -> None:
+        head = exchange.head
+        if head.path.rstrip(b"/") != path:
+            self.ladder.refuse(exchange, refusals.notFound(), "route")
+        elif head.method not in (b"GET", b"HEAD"):
+            self.ladder.refuse(exchange, refusals.methodNotAllowed(b"GET, HEAD"), "method")
+        else:
+            body = msgspec.json.encode({"status": "ok" if good else "unavailable"})
+            exchange.answer(200 if good else 503, (JSON_TYPE,), body)

@@ -1,0 +1,216 @@
+"""
+The configuration: the `mcpServers` file that MCP clients have already, plus a `gateway` section,
+in JSON or TOML.
+
+Nothing is started and nothing is looked up here: a file becomes a Configuration, or a
+ConfigurationError with all of its mistakes. docs/configuration.md is made from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from attrs import Factory, frozen
+
+from gateway.config_file import (
+    ConfigurationError,
+    Node,
+    Problem,
+    Report,
+    meant,
+    nearest,
+    printable,
+    readDocument,
+)
+from gateway.config_servers import (
+    Reader,
+    demoServer,
+    readMembers,
+    readServers,
+    refuseUnknown,
+    serverFromArguments,
+)
+from gateway.config_values import (
+    isPublic,
+    readEndpoint,
+    readHost,
+    readList,
+    readOrigin,
+)
+from gateway.guard.limits import Limits
+from gateway.servers.settings import ServerSettings
+
+__all__ = [
+    "Configuration",
+    "ConfigurationError",
+    "GatewaySettings",
+    "Problem",
+    "demoServer",
+    "gatewaySettings",
+    "isPublic",
+    "loadConfiguration",
+    "serverFromArguments",
+]
+
+MAX_SECONDS = 2_000_000
+"""Seconds a limit may be: poll(2) and epoll(7) wait at most 2**31 ms."""
+
+
+@frozen(kw_only=True)
+class GatewaySettings:
+    """
+    The `gateway` section.
+
+    listen: where to listen, as Twisted endpoint descriptions.
+    allowed_hosts: what a request's Host may be beside the loopback names at the listener's own
+        port: `name` (at the scheme's port), `name:port`, or `name:*` for any port.
+    allowed_origins: what a request's Origin may be beside the allowed hosts, as
+        `scheme://host[:port]`.
+    allow_public: whether to listen without authentication where other machines can reach it.
+    limits: the bounds, see below.
+    """
+
+    listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    allow_public: bool = False
+    limits: Limits = Factory(Limits)
+
+
+@frozen(kw_only=True)
+class Configuration:
+    """
+    A whole configuration.
+
+    servers: the servers, without the disabled ones; at most one is the default.
+    gateway: everything else.
+    source: the file's name, as it was given.
+    notices: what was accepted and has no effect, a line each, without a secret.
+    """
+
+    servers: tuple[ServerSettings, ...]
+    gateway: GatewaySettings
+    source: str
+    notices: tuple[str, ...] = ()
+
+
+def _limits(node: Node) -> Limits | None:
+    keys = node.table()
+    if keys is None:
+        return None
+    fields = {field.name: field for field in attrs.fields(Limits)}
+    refuseUnknown(keys, tuple(fields))
+    made: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in keys:
+            whole = isinstance(field.default, int)
+            most = MAX_SECONDS if field.metadata["unit"] == "seconds" else 2**53
+            made[name] = keys[name].number(field.metadata["unit"], most, whole=whole)
+    return Limits(**{name: value for name, value in made.items() if value is not None})
+
+
+def _privateEndpoint(node: Node) -> str | None:
+    # Without authentication, whoever reaches the address may call every server.
+    text = readEndpoint(node)
+    if text is not None and isPublic(text):
+        node.wrong(
+            "a loopback address, e.g. tcp:8080:interface=127.0.0.1",
+            f"{node.shown()} that other machines can reach, without authentication",
+            'to allow it, set "allow_public": true in "gateway" or give --allow-public',
+        )
+    return text
+
+
+def _listen(node: Node, read: Callable[[Node], str | None]) -> tuple[str, ...]:
+    if node.value == []:
+        node.wrong("at least one endpoint", "an empty list")
+    return readList(node, read)
+
+
+_GATEWAY: dict[str, Reader] = {
+    "allowed_hosts": lambda node: readList(node, readHost),
+    "allowed_origins": lambda node: readList(node, readOrigin),
+    "allow_public": Node.flag,
+    "limits": _limits,
+}
+
+
+def _gateway(node: Node, overrides: Mapping[str, object]) -> GatewaySettings:
+    keys = node.table() or {}
+    report = node.report
+    commandLine = Report("command line", None, report.problems, report.notices)
+    for key, value in overrides.items():
+        listed = list(value) if isinstance(value, tuple) else value
+        keys[key] = Node(listed, f"gateway.{key}", commandLine)
+    refuseUnknown(keys, ("listen", *_GATEWAY))
+    given = readMembers(keys, _GATEWAY)
+    if "listen" in keys:
+        allowed = given.get("allow_public", False)
+        given["listen"] = _listen(keys["listen"], readEndpoint if allowed else _privateEndpoint)
+    return GatewaySettings(**given)
+
+
+def loadConfiguration(
+    path: str,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object] | None = None,
+) -> Configuration:
+    """
+    Read a configuration file.
+
+    path: the file; TOML if its name ends in `.toml`, else JSON.
+    environ: the variables that `${VAR}` means.
+    overrides: keys of the `gateway` section, as the command line gives them; they replace
+        the file's, unexpanded.
+
+    Raises: ConfigurationError with every mistake.
+    """
+    report = Report(printable(path), environ)
+    document = Node(readDocument(path), "", report)
+    keys = document.table() or {}
+    # VS Code's own file has `servers`.
+    root = "servers" if "servers" in keys and "mcpServers" not in keys else "mcpServers"
+    values = [child.value for child in keys.values()]
+    misspelt = _misspelt(keys)
+    if root == "mcpServers" and root in keys and "servers" in keys:
+        keys["servers"].notice('ignored: there is "mcpServers"')
+    servers: tuple[ServerSettings, ...] = ()
+    if root in keys:
+        servers = readServers(keys[root])
+    elif "mcpServers" not in misspelt:
+        bare = any(isinstance(value, dict) and {"command", "url"} & set(value) for value in values)
+        hint = 'put the servers into "mcpServers": {...}' if bare else ""
+        document.wrong('an object with "mcpServers"', 'no "mcpServers"', hint)
+    gateway = _gateway(keys.get("gateway", Node({}, "gateway", report)), overrides or {})
+    report.raiseProblems()
+    return Configuration(
+        servers=servers, gateway=gateway, source=path, notices=tuple(report.notices)
+    )
+
+
+def _misspelt(keys: Mapping[str, Node]) -> set[str]:
+    """Refuse top-level keys that were meant to be ours; others are the client's own."""
+    guesses = set()
+    for key, child in keys.items():
+        guess = nearest(key, ("mcpServers", "gateway"), 0.8)
+        ours = key in ("mcpServers", "gateway", "servers")
+        if guess and guess not in keys and not ours:
+            guesses.add(guess)
+            child.wrong(f'"{guess}"', "an unknown key", meant(guess))
+    return guesses
+
+
+def gatewaySettings(overrides: Mapping[str, object]) -> GatewaySettings:
+    """
+    The gateway's settings without a file.
+
+    overrides: keys of the `gateway` section, as the command line gives them.
+
+    Raises: ConfigurationError.
+    """
+    report = Report("command line")
+    settings = _gateway(Node({}, "gateway", report), overrides)
+    report.raiseProblems()
+    return settings

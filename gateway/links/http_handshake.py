@@ -1,0 +1,173 @@
+"""
+The `initialize` of a Streamable HTTP link (MCP, basic/lifecycle and basic/transports).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Protocol, cast
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from zope.interface import implementer
+
+from gateway.links.http_answer import Stream, Surroundings
+from gateway.links.http_client import HTTPClient, ResponseHead
+from gateway.links.http_streams import CallStream
+from gateway.links.interfaces import (
+    EventMark,
+    Hello,
+    ILinkListener,
+    LinkFailed,
+    Reason,
+    Settled,
+)
+from gateway.observe.observer import BoundReached, MessageDropped
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message, members, text
+
+__all__ = ["Greeted", "Handshake"]
+
+_REVISION = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+
+class Greeted(Protocol):
+    """The link a handshake is for."""
+
+    client: HTTPClient
+    listener: ILinkListener
+    around: Surroundings
+
+    @property
+    def closing(self) -> bool:
+        """Whether it was closed."""
+
+    def established(self, head: ResponseHead) -> Settled | None:
+        """A 2xx answer came."""
+
+    def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
+        """POST a message, whose answer a stream takes. False at the bound."""
+
+    def greeted(self, answer: Message, revision: str) -> None:
+        """The server answered."""
+
+    def close(self) -> Deferred[None]:
+        """It failed."""
+
+
+@implementer(ILinkListener)
+@define(eq=False)
+class Handshake:
+    """
+    The `initialize` of one link. It listens until the answer, and keeps what else comes before
+    it for the link's own listener. It ends with the Deferred that `start` returns.
+
+    timeout: seconds until LinkFailed(TIMEOUT).
+    """
+
+    _link: Greeted
+    _timeout: float
+    _done: Deferred[None] = field(init=False)
+    _stream: CallStream = field(init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
+    _kept: deque[tuple[Message, int]] = field(factory=deque, init=False)
+    _size: int = field(default=0, init=False)
+
+    over: bool = field(default=False, init=False)
+
+    def start(self, hello: Hello, context: CallContext) -> Deferred[None]:
+        """POST it. See `StreamableHTTPLink.handshake`."""
+        link = self._link
+        self._done = Deferred(lambda _: self._givenUp())
+        self._stream = CallStream(
+            around=link.around,
+            listener=cast(ILinkListener, self),
+            origin=self,
+            id=b"0",
+            onAccepted=link.established,
+        )
+        body = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":%b}' % hello.params
+        if link.post(self._stream, body, context):
+            self._timer = link.client.clock.callLater(self._timeout, self._expired)
+        else:
+            self._fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
+        return self._done
+
+    def received(self, message: Message, origin: object, mark: EventMark | None = None) -> None:
+        if message.kind is Kind.RESPONSE:
+            self._answered(message)
+            return
+        limits = self._link.client.limits
+        size = sum(len(name) + len(value) for name, value in message.fields.items())
+        self._kept.append((message, size))
+        self._size += size
+        while len(self._kept) > limits.max_queued_messages or self._size > limits.max_queued_bytes:
+            over = "max_queued_messages"
+            if self._size > limits.max_queued_bytes:
+                over = "max_queued_bytes"
+            self._size -= self._kept.popleft()[1]
+            self._dropped(over)
+
+    def marked(self, origin: object, mark: EventMark) -> None:
+        """A handshake is not resumed."""
+
+    def ended(self, origin: object) -> None:
+        """It is no GET."""
+
+    def accepted(self, call: object) -> None:
+        """It is no notification."""
+
+    def drained(self) -> None:
+        """It waits for no room."""
+
+    def lost(self, reason: Reason, message: str) -> None:
+        self._fail(LinkFailed(reason, message))
+
+    def settled(self, call: object, settled: Settled) -> None:
+        self._fail(LinkFailed(settled.reason, settled.message, settled.body, settled.status))
+
+    def _answered(self, message: Message) -> None:
+        link = self._link
+        if message.isError:
+            why = "the server refused to initialize"
+            self._fail(LinkFailed(Reason.BAD_ANSWER, why, message))
+            return
+        version = text(bytes(members(message.fields["result"]).get("protocolVersion", b"")))
+        if version is None or not _REVISION.fullmatch(version):
+            why = "the server's answer to initialize names no protocol version"
+            self._fail(LinkFailed(Reason.BAD_ANSWER, why))
+            return
+        self._stop()
+        link.greeted(message, version)
+        self._done.callback(None)
+        for kept, _ in self._kept:
+            if not link.closing:
+                link.listener.received(kept, None, None)
+
+    def _dropped(self, limit: str) -> None:
+        client = self._link.client
+        client.observer.observed(BoundReached(limit, client.server))
+        client.observer.observed(MessageDropped(client.server, "before_answer"))
+
+    def _expired(self) -> None:
+        self._timer = None
+        why = "the server did not answer initialize in time"
+        self._fail(LinkFailed(Reason.TIMEOUT, why))
+
+    def _givenUp(self) -> None:
+        self._stop()
+        self._link.close()
+
+    def _fail(self, error: LinkFailed) -> None:
+        if not self.over:
+            self._stop()
+            self._link.close()
+            self._done.errback(error)
+
+    def _stop(self) -> None:
+        self.over = True
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()

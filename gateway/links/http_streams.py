@@ -1,0 +1,284 @@
+"""
+The three kinds of request of a Streamable HTTP link, and how each judges its answer (MCP,
+basic/transports, Streamable HTTP).
+
+A request's POST:
+
+ 1. 200 with `application/json`: a response with the request's id (or, as MCP 2025-03-26 has it,
+    a batch with one).
+ 2. 200 with `text/event-stream`: events until that response. What comes after it is dropped and
+    counted.
+ 3. Another 2xx, another media type, a content coding, what is no message, an answer to nobody,
+    an answer over `max_answer`: a bad answer, and the connection is cut.
+ 4. 3xx (where the client did not follow it), 4xx and 5xx: refused. A JSON-RPC error in the body
+    goes with it.
+
+The POST of a notification or response: 2xx accepts it, whatever the body; the rest as in 4.
+
+A GET: 200 with `text/event-stream` opens it, everything else refuses it. In it, what is no
+message is skipped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import define, field
+
+from gateway.links.http_answer import Stream
+from gateway.links.http_client import Fault, ResponseHead
+from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
+from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
+from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members
+
+__all__ = ["CallStream", "GetStream", "NoteStream", "badAnswer"]
+
+MAX_REFUSAL = 64 * 1024
+"""Bytes of a refusal's body that are read for a JSON-RPC error."""
+
+UNREACHABLE = Settled(Outcome.NOT_SENT, Reason.UPSTREAM_UNREACHABLE, "the server cannot be reached")
+UNKNOWN = Settled(
+    Outcome.MAYBE_RAN,
+    Reason.OUTCOME_UNKNOWN,
+    "the connection to the server was lost before it answered",
+)
+
+
+def badAnswer(message: str) -> Settled:
+    """A call that may have run and has an answer nobody can use."""
+    return Settled(Outcome.MAYBE_RAN, Reason.BAD_ANSWER, message)
+
+
+_FAULTS = {
+    Fault.UNSENT: UNREACHABLE,
+    Fault.CUT: UNKNOWN,
+    Fault.BAD: badAnswer("the server did not answer in HTTP"),
+}
+
+
+def _refused(status: int, body: bytes) -> Settled:
+    return Settled(
+        Outcome.REFUSED,
+        Reason.BAD_ANSWER,
+        f"the server refused with HTTP status {status}",
+        status,
+        _errorIn(body),
+    )
+
+
+def _errorIn(body: bytes) -> Message | None:
+    """The JSON-RPC error in a refusal; it may have no id, or null (MCP, basic/transports)."""
+    try:
+        message = decode(body)
+    except NotJSON:
+        return None
+    except NotAMessage:
+        fields = members(body.strip())
+        if bytes(fields.get("error", b""))[:1] != b"{" or "method" in fields:
+            return None
+        fields = {name: value for name, value in fields.items() if name != "id"}
+        return Message(Kind.RESPONSE, fields, None)
+    return message if isinstance(message, Message) and message.isError else None
+
+
+@define(eq=False, kw_only=True)
+class _Post(Stream):
+    """What the two kinds of POST share: refusals."""
+
+    _status: int = field(default=0, init=False)
+
+    def settle(self, settled: Settled) -> None:
+        """Leave and tell how it ended."""
+        raise NotImplementedError
+
+    def refusal(self, head: ResponseHead) -> None:
+        """The server refused: see what it says, then leave."""
+        self._status = head.status
+        self.around.onRefused(head.status)
+        if head.status < 400 or head.encoded:
+            self.settle(_refused(head.status, b""))
+            self.abort()
+        else:
+            self.collect(MAX_REFUSAL)
+            self.linger()
+
+    def lingered(self) -> None:
+        if not self.told:
+            self.settle(_refused(self._status, b""))
+        self.abort()
+
+
+@define(eq=False, kw_only=True)
+class CallStream(_Post):
+    """
+    The POST of a request.
+
+    id: the request's id, as spelled.
+    onAccepted: judges the head of a 2xx answer first; what it returns settles the call.
+    """
+
+    id: bytes
+    onAccepted: Callable[[ResponseHead], Settled | None] | None = None
+    _strayed: bool = field(default=False, init=False)
+
+    def headReceived(self, head: ResponseHead) -> None:
+        if head.status >= 300:
+            self.refusal(head)
+            return
+        settled = self.onAccepted(head) if self.onAccepted is not None else None
+        if settled is None and head.status == 200 and not head.encoded:
+            if head.mediaType == b"text/event-stream":
+                self.parse()
+                return
+            if head.mediaType == b"application/json":
+                self.collect(self.around.limits.max_answer)
+                return
+        self._cut(settled or badAnswer("the server's answer is neither JSON nor events"))
+
+    def messageReceived(self, message: Message, mark: EventMark | None) -> None:
+        if message.kind is not Kind.RESPONSE:
+            self.listener.received(message, self.origin, mark)
+        elif message.id != self.id:
+            self._strayed = True
+            self.around.observer.observed(MessageDropped(self.around.server, "unknown_id"))
+        else:
+            # Left before it is told: the listener may use the same object for its next call.
+            self.leave()
+            self.listener.received(message, self.origin, mark)
+            self.linger()
+
+    def noiseReceived(self, size: int) -> None:
+        self._cut(badAnswer("the server sent what is no JSON-RPC message"))
+
+    def tooLarge(self) -> None:
+        if self._status:
+            self._cut(_refused(self._status, b""))
+            return
+        self.around.observer.observed(BoundReached("max_answer", self.around.server))
+        self._cut(badAnswer("the server's answer is too large"))
+
+    def ended(self, end: Fault | bool, body: bytes) -> None:
+        if self._status:
+            self.settle(_refused(self._status, body if end is True else b""))
+        elif isinstance(end, Fault):
+            self.settle(_FAULTS[end])
+        elif self._collected is not None:
+            self._judge(body)
+        elif self._strayed:
+            self.settle(badAnswer("the server answered another request"))
+        else:
+            self.settle(UNKNOWN)
+
+    def settle(self, settled: Settled) -> None:
+        if not self.told:
+            self.leave()
+            self.listener.settled(self.origin, settled)
+
+    def _cut(self, settled: Settled) -> None:
+        self.settle(settled)
+        self.abort()
+
+    def _judge(self, body: bytes) -> None:
+        try:
+            decoded = decode(body)
+        except (NotJSON, NotAMessage):
+            self.settle(badAnswer("the server's answer is no JSON-RPC message"))
+            return
+        batch = [decoded] if isinstance(decoded, Message) else decoded
+        messages = [one for one in batch if isinstance(one, Message)]
+        # In a batch the answer may stand first; the others still belong to this call.
+        for one in sorted(messages, key=lambda one: one.id == self.id and one.method == ""):
+            if not self.told:
+                self.messageReceived(one, None)
+        self.settle(badAnswer("the server's answer is not for this request"))
+
+
+@define(eq=False, kw_only=True)
+class NoteStream(_Post):
+    """The POST of a notification or response; without an origin nobody is told its end."""
+
+    def headReceived(self, head: ResponseHead) -> None:
+        if head.status >= 300:
+            self.refusal(head)
+            return
+        self.collect(MAX_REFUSAL)
+        self.leave()
+        if self.origin is not None:
+            self.listener.accepted(self.origin)
+        self.linger()
+
+    def tooLarge(self) -> None:
+        if not self.told:
+            self.settle(_refused(self._status, b""))
+        self.abort()
+
+    def ended(self, end: Fault | bool, body: bytes) -> None:
+        if self._status:
+            self.settle(_refused(self._status, body if end is True else b""))
+        else:
+            self.settle(_FAULTS[end] if isinstance(end, Fault) else UNKNOWN)
+
+    def settle(self, settled: Settled) -> None:
+        self.leave()
+        if self.origin is not None:
+            self.listener.settled(self.origin, settled)
+        else:
+            self.around.observer.observed(MessageDropped(self.around.server, "undeliverable"))
+
+
+@define(eq=False, kw_only=True)
+class GetStream(Stream):
+    """
+    A GET: of the server's own stream, or of one to resume.
+
+    onOpened: called once: with 200 when it is open; else with the status, the fault, or None
+        where it was given up.
+    """
+
+    onOpened: Callable[[int | Fault | None], None]
+    _decided: bool = field(default=False, init=False)
+
+    def headReceived(self, head: ResponseHead) -> None:
+        if head.status != 200:
+            self.around.onRefused(head.status)
+            self._refused(head.status)
+        elif head.mediaType != b"text/event-stream" or head.encoded:
+            self._refused(Fault.BAD)
+        else:
+            self.parse()
+            self._decided = True
+            self.onOpened(200)
+
+    def messageReceived(self, message: Message, mark: EventMark | None) -> None:
+        self.listener.received(message, self.origin, mark)
+
+    def noiseReceived(self, size: int) -> None:
+        # One bad message is no reason to end a stream that belongs to no call.
+        self.around.observer.observed(NoiseSkipped(self.around.server, size))
+
+    def tooLarge(self) -> None:
+        self.around.observer.observed(BoundReached("max_answer", self.around.server))
+        self.leave()
+        self.listener.ended(self.origin)
+        self.abort()
+
+    def ended(self, end: Fault | bool, body: bytes) -> None:
+        if not self._decided:
+            self._refused(end if isinstance(end, Fault) else Fault.BAD)
+            return
+        self.leave()
+        self.listener.ended(self.origin)
+
+    def abort(self) -> None:
+        super().abort()
+        self._decide(None)
+
+    def _refused(self, why: int | Fault) -> None:
+        self.leave()
+        self._decide(why)
+        self.abort()
+
+    def _decide(self, why: int | Fault | None) -> None:
+        if not self._decided:
+            self._decided = True
+            self.onOpened(why)

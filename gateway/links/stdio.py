@@ -1,0 +1,386 @@
+"""
+One handshake over the stdin and stdout of a child process (MCP, transports, "stdio").
+
+Rules:
+
+ 1. One message a line, in UTF-8; a line over `max_line` ends the child.
+ 2. A line that is no message is noise: skipped, counted, logged once a minute. Only where it
+    looks like the answer to a call in flight, that call has failed.
+ 3. The gateway's id of `initialize` is 0; those of the calls begin at 1.
+ 4. What the server sends before it answered `initialize` waits until the listener can hear it;
+    a ping is answered, since a server may wait for that.
+ 5. What it wrote before it exited is heard; then the listener is told once that it is lost, and
+    after that nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import frozen
+from msgspec import Raw
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from gateway.guard.limits import Limits
+from gateway.links.interfaces import (
+    ILink,
+    ILinkListener,
+    LinkFailed,
+    Outcome,
+    Reason,
+    Settled,
+)
+from gateway.links.process import Child, Program, Reaper
+from gateway.links.serverlog import ServerLog
+from gateway.observe.observer import (
+    BoundReached,
+    IObserver,
+    LinkLost,
+    LinkOpened,
+    MessageDropped,
+)
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import (
+    Kind,
+    Message,
+    NotAMessage,
+    NotJSON,
+    decode,
+    members,
+    salvageID,
+    text,
+)
+from gateway.wire.lines import LineSplitter, LineTooLong
+
+__all__ = ["StdioLink", "StdioParts"]
+
+_log = Logger()
+_NOT_STARTED = (126, 127)
+
+
+class _State(Enum):
+    SHAKING = "the handshake is under way"
+    OPEN = "the listener hears what the server says"
+    OVER = "closed, lost or failed"
+
+
+@frozen
+class StdioParts:
+    """What the links of one server share."""
+
+    log: ServerLog
+    limits: Limits
+    reactor: IReactorProcess
+    clock: IReactorTime
+    observer: IObserver
+    reaper: Reaper
+
+    @property
+    def name(self) -> str:
+        """The server's configured name."""
+        return self.log.name
+
+
+@implementer(ILink)
+class StdioLink:
+    """
+    A child process and the handshake with it.
+
+    `open` starts both; whoever asked for the link closes it. It is over when it was closed, when
+    the child went away (`ILinkListener.lost`), or when the handshake failed.
+
+    answer: the server's response to `initialize`.
+    gone: fires when nothing of the child is left, or none could be started.
+    """
+
+    answer: Message
+
+    def __init__(self, parts: StdioParts, listener: ILinkListener) -> None:
+        self._parts = parts
+        self._listener = listener
+        self._state = _State.SHAKING
+        self._child = Child(self, parts.limits, parts.reactor, parts.clock, parts.reaper)
+        self._lines = LineSplitter(parts.limits.max_line)
+        self._stderr = parts.log.stderr()
+        self._calls: dict[bytes, object] = {}
+        self._early: list[Message] = []
+        self._earlySize = 0
+        self._opening: Deferred[None] | None = None
+        self._timeout: IDelayedCall | None = None
+        self.gone: Deferred[None] = Deferred()
+
+    def open(self, program: Program, params: bytes, timeout: float) -> Deferred[None]:
+        """
+        Start the child and shake hands.
+
+        params: of `initialize`, as spelled. timeout: seconds.
+        Fires when the server answered. Fails with LinkFailed. Cancelling ends the child.
+        """
+        opening: Deferred[None] = Deferred(self._abandoned)
+        self._opening = opening
+        try:
+            self._child.spawn(program)
+        except OSError:
+            _log.failure("{server}: cannot be started now", server=self._parts.name)
+            self._fail(LinkFailed(Reason.OVERLOADED, "the server could not be started now"))
+            self.vanished()
+        except ValueError:
+            _log.failure("{server}: cannot be started", server=self._parts.name)
+            self._fail(LinkFailed(Reason.UPSTREAM_UNREACHABLE, "the server could not be started"))
+            self.vanished()
+        else:
+            if self._state is _State.SHAKING:
+                self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
+                spelled = params.replace(b"\n", b" ").replace(b"\r", b" ")
+                self._child.write(
+                    b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":' + spelled + b"}\n"
+                )
+        return opening
+
+    # ILink
+
+    def send(self, message: Message, call: object | None, context: CallContext) -> bool:
+        """See ILink. Also False once the link is over."""
+        if self._state is not _State.OPEN:
+            return False
+        if not self._child.write(message.encode() + b"\n"):
+            if self._child.full:
+                self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
+            return False
+        if call is not None and message.id is not None:
+            self._calls[message.id] = call
+        return True
+
+    def cancel(self, call: object) -> None:
+        """See ILink."""
+        for id, pending in self._calls.items():
+            if pending is call:
+                del self._calls[id]
+                return
+
+    def hold(self, origin: object | None) -> None:
+        """See ILink. A child has one stream for all; other origins than None change nothing."""
+        if origin is None and self._state is _State.OPEN:
+            self._child.pause()
+
+    def release(self, origin: object | None) -> None:
+        """See ILink."""
+        if origin is None:
+            self._child.resume()
+
+    def close(self) -> Deferred[None]:
+        """See ILink. Fires also where the child could not be ended, after SIGKILL."""
+        self._over()
+        ended = self._child.end()
+        self._failOpening(LinkFailed(Reason.SHUTTING_DOWN, "the server is being shut down"))
+        return ended
+
+    # IChildOwner
+
+    def stdoutReceived(self, data: bytes) -> None:
+        """Bytes came on the child's stdout."""
+        if self._state is _State.OVER:
+            return
+        try:
+            lines = self._lines.feed(data)
+        except LineTooLong as broken:
+            self._heard(broken.lines)
+            self._tooLong()
+        else:
+            self._heard(lines)
+
+    def stderrReceived(self, data: bytes) -> None:
+        """Bytes came on the child's stderr."""
+        self._stderr.feed(data)
+
+    def stdinDrained(self) -> None:
+        """The child's stdin takes lines again."""
+        if self._state is _State.OPEN:
+            self._listener.drained()
+
+    def exited(self, status: int | None) -> None:
+        """The child exited; all it wrote was heard."""
+        self._stderr.close()
+        if self._state is _State.SHAKING and status in _NOT_STARTED:
+            reason, message = Reason.UPSTREAM_UNREACHABLE, "the server could not be started"
+        elif self._state is _State.SHAKING:
+            reason, message = Reason.SERVER_EXITED, "the server exited during the handshake"
+        else:
+            reason, message = Reason.SERVER_EXITED, "the server exited"
+        if self._state is not _State.OVER:
+            _log.info(
+                "{server}: exited, status {status}",
+                server=self._parts.name,
+                status="of a signal" if status is None else status,
+            )
+        self._lost(reason, message)
+
+    def vanished(self) -> None:
+        """Nothing is left of the child."""
+        if not self.gone.called:
+            self.gone.callback(None)
+
+    # what the server says
+
+    def _heard(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if self._state is _State.OVER:
+                return
+            if not line or line.isspace():
+                continue
+            try:
+                message = decode(line)
+            except NotJSON as error:
+                self._noise(line, salvageID(line), str(error))
+            except NotAMessage as error:
+                self._noise(line, error.id, str(error))
+            else:
+                if isinstance(message, Message):
+                    self._received(message)
+                else:
+                    self._batchReceived(message, line)
+
+    def _batchReceived(self, batch: list[Message | NotAMessage], line: bytes) -> None:
+        for member in batch:
+            if self._state is _State.OVER:
+                return
+            if isinstance(member, Message):
+                self._received(member)
+            else:
+                self._noise(line, member.id, str(member))
+
+    def _received(self, message: Message) -> None:
+        if self._state is _State.OPEN:
+            if message.kind is Kind.RESPONSE and message.id is not None:
+                self._calls.pop(message.id, None)
+            self._tell(message)
+        elif message.kind is Kind.RESPONSE:
+            if message.id == b"0":
+                self._answered(message)
+            else:
+                self._parts.observer.observed(MessageDropped(self._parts.name, "unknown_id"))
+        elif message.kind is Kind.REQUEST and message.method == "ping":
+            self._respond(message, "result", b"{}")
+        else:
+            self._receivedEarly(message)
+
+    def _tell(self, message: Message) -> None:
+        try:
+            self._listener.received(message, None)
+        except Exception:
+            # Let out, it would close the child's pipe.
+            _log.failure("{server}: a message was not taken", server=self._parts.name)
+
+    def _receivedEarly(self, message: Message) -> None:
+        limits = self._parts.limits
+        size = len(message.encode())
+        if len(self._early) >= limits.max_queued_messages:
+            full = "max_queued_messages"
+        elif self._earlySize + size > limits.max_queued_bytes:
+            full = "max_queued_bytes"
+        else:
+            self._early.append(message)
+            self._earlySize += size
+            return
+        self._parts.observer.observed(BoundReached(full, self._parts.name))
+        self._parts.observer.observed(MessageDropped(self._parts.name, "undeliverable"))
+        if message.kind is Kind.REQUEST:
+            self._respond(message, "error", b'{"code":-32603,"message":"Too many requests"}')
+
+    def _respond(self, request: Message, member: str, value: bytes) -> None:
+        id = request.id or b"0"
+        fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
+        self._child.write(Message(Kind.RESPONSE, fields, id).encode() + b"\n")
+
+    def _noise(self, line: bytes, id: bytes | None, why: str) -> None:
+        self._parts.log.noise(line, why)
+        # A log line may quote a message, and JSON that is no message may have an id, too.
+        start = line.lstrip(b" \t\xef\xbb\xbf")[:1]
+        if id is None or start not in (b"{", b"[") or b'"jsonrpc"' not in line:
+            return
+        if self._state is _State.OPEN and id in self._calls:
+            call = self._calls.pop(id)
+            self._listener.settled(
+                call,
+                Settled(Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed"),
+            )
+        elif self._state is _State.SHAKING and id == b"0":
+            self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's answer is malformed"))
+
+    def _answered(self, answer: Message) -> None:
+        if answer.isError:
+            self._fail(
+                LinkFailed(Reason.BAD_ANSWER, "the server refused the handshake", answer=answer)
+            )
+            return
+        version = members(answer.fields["result"]).get("protocolVersion")
+        if version is None or text(bytes(version)) is None:
+            self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's handshake is malformed"))
+            return
+        self.answer = answer
+        self._state = _State.OPEN
+        self._stopTimeout()
+        self._parts.observer.observed(LinkOpened(self._parts.name))
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.callback(None)
+        early, self._early = self._early, []
+        for message in early:
+            if self._state is not _State.OPEN:
+                return
+            self._tell(message)
+
+    # its end
+
+    def _tooLong(self) -> None:
+        if self._state is _State.OVER:
+            return
+        self._parts.observer.observed(BoundReached("max_line", self._parts.name))
+        self._child.kill().addErrback(self._unended)
+        self._lost(Reason.BAD_ANSWER, "the server wrote a line over the limit")
+
+    def _timedOut(self) -> None:
+        self._timeout = None
+        self._fail(LinkFailed(Reason.TIMEOUT, "the server did not answer the handshake in time"))
+
+    def _lost(self, reason: Reason, message: str) -> None:
+        state = self._state
+        self._over()
+        if state is _State.OPEN:
+            self._parts.observer.observed(LinkLost(self._parts.name, reason.value))
+            self._listener.lost(reason, message)
+        elif state is _State.SHAKING:
+            self._failOpening(LinkFailed(reason, message))
+
+    def _fail(self, failed: LinkFailed) -> None:
+        """The handshake failed for something the server did; its child is of no use."""
+        self._over()
+        self._child.end().addErrback(self._unended)
+        self._failOpening(failed)
+
+    def _failOpening(self, failed: LinkFailed) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.errback(failed)
+
+    def _abandoned(self, opening: Deferred[None]) -> None:
+        self._opening = None
+        self._over()
+        self._child.end().addErrback(self._unended)
+
+    def _over(self) -> None:
+        self._state = _State.OVER
+        self._stopTimeout()
+        self._calls.clear()
+        self._early = []
+
+    def _stopTimeout(self) -> None:
+        timeout, self._timeout = self._timeout, None
+        if timeout is not None:
+            timeout.cancel()
+
+    def _unended(self, reason: object) -> None:
+        _log.error("{server}: not ended: {reason}", server=self._parts.name, reason=reason)

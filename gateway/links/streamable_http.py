@@ -1,0 +1,329 @@
+"""
+The link to a server that speaks Streamable HTTP in the legacy era (MCP 2025-03-26 to 2025-11-25,
+basic/transports; a server that negotiates 2024-11-05 over it is served, too).
+
+Each message is one POST. What the server answers, and how that is judged, is in
+`gateway.links.http_streams`; what of a request's header passes is in `gateway.wire.headers`. The
+server's session id is learned from the 2xx answer to `initialize` alone and never leaves the link.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from zope.interface import implementer
+
+from gateway.links.http_answer import Stream, Surroundings
+from gateway.links.http_client import Fault, HTTPClient, Outgoing, ResponseHead
+from gateway.links.http_handshake import Handshake
+from gateway.links.http_streams import CallStream, GetStream, NoteStream, badAnswer
+from gateway.links.interfaces import (
+    Hello,
+    IHTTPLink,
+    ILinkListener,
+    LinkFailed,
+    ListenRefused,
+    Reason,
+    Settled,
+)
+from gateway.wire.context import CallContext, HeaderPairs
+from gateway.wire.envelope import Kind, Message
+from gateway.wire.headers import forwardableHeaders, forwardingHeaders
+
+__all__ = ["StreamableHTTPLink"]
+
+DELETE_WAIT = 5.0
+"""Seconds a server gets to answer the DELETE of its session."""
+
+_SESSION_ID = re.compile(rb"[!-~]+")
+_ACCEPT = (b"accept", b"application/json, text/event-stream")
+_IDENTITY = (b"accept-encoding", b"identity")
+_JSON = (b"content-type", b"application/json")
+
+
+@implementer(IHTTPLink)
+@define(eq=False)
+class StreamableHTTPLink:
+    """
+    One session with a Streamable HTTP server. `handshake` opens it, once; its user closes it, or
+    its server, at `drain`.
+
+    client: sends the requests; shared by the links of a server.
+    configured: the header fields of the configuration, names in lower case.
+    forwardAuthorization: whether the client's Authorization and Cookie go to the server.
+    onClosed: called once when nothing of it is left.
+    sessionless: whether the server gave no session id.
+    revision: the negotiated revision.
+    around: what its streams share.
+    closing: whether it was closed.
+    """
+
+    client: HTTPClient
+    listener: ILinkListener
+    configured: HeaderPairs = ()
+    forwardAuthorization: bool = False
+    onClosed: Callable[[StreamableHTTPLink], None] | None = None
+    answer: Message = field(init=False)
+    sessionless: bool = field(default=True, init=False)
+    revision: str = field(default="", init=False)
+    _session: bytes | None = field(default=None, init=False)
+    _gone: bool = field(default=False, init=False)
+    """Whether a 404 said that the session is lost."""
+    around: Surroundings = field(init=False)
+    closing: bool = field(default=False, init=False)
+    _told: dict[object, Stream] = field(factory=dict, init=False)
+    """The streams that messages still come on, by call or origin."""
+    _streams: set[Stream] = field(factory=set, init=False)
+    _holding: bool = field(default=False, init=False)
+    _full: bool = field(default=False, init=False)
+    _context: CallContext | None = field(default=None, init=False)
+    """Of the last request: the DELETE goes in its name."""
+    _handshake: Handshake | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+    _waiters: list[Deferred[None]] = field(factory=list, init=False)
+
+    @around.default
+    def _surround(self) -> Surroundings:
+        client = self.client
+        return Surroundings(
+            client.server,
+            client.limits,
+            client.clock,
+            client.observer,
+            self._streamTold,
+            self._streams.discard,
+            self._refused,
+        )
+
+    def handshake(self, hello: Hello, context: CallContext, timeout: float) -> Deferred[None]:
+        """
+        POST `initialize`.
+
+        timeout: seconds until LinkFailed(TIMEOUT).
+        Fires when the link is up; what the server sent before its answer is told after that.
+        Fails with LinkFailed. Cancelling gives it up. A link that failed is closed.
+        """
+        self._handshake = Handshake(self, timeout)
+        return self._handshake.start(hello, context)
+
+    def send(self, message: Message, call: object | None, context: CallContext) -> bool:
+        """See ILink, and IHTTPLink for what `call` may be. False also of a closed link."""
+        if self.closing:
+            return False
+        if message.kind is Kind.REQUEST:
+            assert message.id is not None
+            stream: Stream = CallStream(
+                around=self.around, listener=self.listener, origin=call, id=message.id
+            )
+        else:
+            stream = NoteStream(around=self.around, listener=self.listener, origin=call)
+        if self._open(stream, b"POST", (_ACCEPT, _JSON), context, message.encode()):
+            return True
+        self._full = True
+        return False
+
+    def listen(
+        self, origin: object, lastEventID: bytes | None, context: CallContext
+    ) -> Deferred[None]:
+        """See IHTTPLink. LinkFailed(OVERLOADED) at the bound on connections."""
+        opened: Deferred[None] = Deferred(lambda _: stream.abort())
+
+        def decided(how: int | Fault | None) -> None:
+            if how == 200:
+                opened.callback(None)
+            elif isinstance(how, int):
+                opened.errback(ListenRefused(how))
+            else:
+                opened.errback(_notOpened(how))
+
+        stream = GetStream(
+            around=self.around, listener=self.listener, origin=origin, onOpened=decided
+        )
+        headers: HeaderPairs = ((b"accept", b"text/event-stream"),)
+        if lastEventID is not None:
+            headers = (*headers, (b"last-event-id", lastEventID))
+        if self.closing:
+            stream.abort()
+        elif not self._open(stream, b"GET", headers, context, None):
+            opened.errback(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
+        return opened
+
+    def cancel(self, call: object) -> None:
+        """See ILink: cuts the connection of the call or stream. Nothing more is told of it."""
+        stream = self._told.get(call)
+        if stream is not None:
+            stream.abort()
+
+    def hold(self, origin: object | None) -> None:
+        """See ILink."""
+        if origin is None:
+            self._holding = True
+        for stream in self._of(origin):
+            stream.hold()
+
+    def release(self, origin: object | None) -> None:
+        """See ILink."""
+        if origin is None:
+            self._holding = False
+        for stream in self._of(origin):
+            stream.release()
+
+    def close(self) -> Deferred[None]:
+        """Cut every stream and DELETE the session, as far as the server lets us. See ILink."""
+        done: Deferred[None] = Deferred(lambda d: self._waiters.remove(d))
+        if not self._closed:
+            self._waiters.append(done)
+        if not self.closing:
+            self.closing = True
+            if self._handshake is not None:
+                self._handshake.lost(Reason.SHUTTING_DOWN, "the link was closed")
+            for stream in list(self._streams):
+                stream.abort()
+            if self._session is None or self._gone:
+                self._hasClosed()
+            else:
+                self._delete()
+        elif self._closed:
+            done.callback(None)
+        return done
+
+    def roomAgain(self) -> None:
+        """The client can take requests again; said by the server."""
+        if self._full and not self.closing:
+            self._full = False
+            self.listener.drained()
+
+    def losing(self, reason: Reason, message: str) -> None:
+        """End it, and tell its user so."""
+        if self.closing:
+            return
+        handshake = self._handshake
+        if handshake is not None and not handshake.over:
+            handshake.lost(reason, message)
+        else:
+            self.close()
+            self.listener.lost(reason, message)
+
+    # Inside.
+
+    def headers(self, own: HeaderPairs, context: CallContext | None) -> HeaderPairs:
+        """The header of a request; what the configuration sets wins over what is forwarded."""
+        pairs = [*own, _IDENTITY]
+        if self._session is not None:
+            pairs.append((b"mcp-session-id", self._session))
+        if self.revision:
+            pairs.append((b"mcp-protocol-version", self.revision.encode("ascii")))
+        if context is None:
+            return (*pairs, *self.configured)
+        ours = {name for name, _ in self.configured}
+        forwarded = forwardableHeaders(context.headers, self.forwardAuthorization)
+        pairs += [pair for pair in (*forwardingHeaders(context), *forwarded) if pair[0] not in ours]
+        return (*pairs, *self.configured)
+
+    def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
+        """POST a message, whose answer a stream takes. False at the bound."""
+        return self._open(stream, b"POST", (_ACCEPT, _JSON), context, body)
+
+    def _open(
+        self,
+        stream: Stream,
+        method: bytes,
+        own: HeaderPairs,
+        context: CallContext,
+        body: bytes | None,
+    ) -> bool:
+        self._context = context
+        outgoing = self.client.request(method, self.headers(own, context), body, stream)
+        if outgoing is None:
+            return False
+        stream.outgoing = outgoing
+        self._streams.add(stream)
+        if stream.origin is not None:
+            self._told[stream.origin] = stream
+        if self._holding:
+            stream.hold()
+        return True
+
+    def _of(self, origin: object | None) -> list[Stream]:
+        if origin is None:
+            return list(self._told.values())
+        stream = self._told.get(origin)
+        return [] if stream is None else [stream]
+
+    def _streamTold(self, stream: Stream) -> None:
+        if stream.origin is not None and self._told.get(stream.origin) is stream:
+            del self._told[stream.origin]
+
+    def _refused(self, status: int) -> None:
+        if status == 404 and self._session is not None:
+            self._gone = True
+
+    def established(self, head: ResponseHead) -> Settled | None:
+        """Learn the session id from a 2xx answer to `initialize`."""
+        ids = set(head.values(b"mcp-session-id"))
+        if len(ids) > 1 or any(not _SESSION_ID.fullmatch(one) for one in ids):
+            return badAnswer("the server gave a malformed session id")
+        for one in ids:
+            self._session = one
+            self.sessionless = False
+        return None
+
+    def greeted(self, answer: Message, revision: str) -> None:
+        """The server answered `initialize`."""
+        self.answer, self.revision = answer, revision
+
+    def _delete(self) -> None:
+        deletion = _Deletion(self._hasClosed)
+        headers = self.headers((_ACCEPT,), self._context)
+        deletion.outgoing = self.client.request(b"DELETE", headers, None, deletion, True)
+        deletion.timer = self.client.clock.callLater(DELETE_WAIT, deletion.ended)
+
+    def _hasClosed(self) -> None:
+        self._closed = True
+        if self.onClosed is not None:
+            self.onClosed(self)
+        waiters, self._waiters = self._waiters, []
+        for done in waiters:
+            done.callback(None)
+
+
+def _notOpened(fault: Fault | None) -> LinkFailed:
+    if fault is None:
+        return LinkFailed(Reason.CANCELLED, "the stream was given up")
+    if fault is Fault.BAD:
+        return LinkFailed(Reason.BAD_ANSWER, "the server did not answer with an event stream")
+    return LinkFailed(Reason.UPSTREAM_UNREACHABLE, "the server cannot be reached")
+
+
+@define(eq=False)
+class _Deletion:
+    """The DELETE of a session: whatever is answered, or nothing in time, the link is closed."""
+
+    _then: Callable[[], None]
+    outgoing: Outgoing | None = None
+    timer: IDelayedCall | None = None
+
+    def headReceived(self, head: ResponseHead) -> None:
+        self.ended()
+
+    def dataReceived(self, data: bytes) -> None:
+        """It was ended at its head."""
+
+    def bodyEnded(self) -> None:
+        """It was ended at its head."""
+
+    def failed(self, fault: Fault) -> None:
+        self.ended()
+
+    def ended(self) -> None:
+        """Give up what is left of it."""
+        timer, self.timer = self.timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        if self.outgoing is not None:
+            self.outgoing.abort()
+        self._then()

@@ -1,0 +1,43 @@
+"""
+CORS for browser clients whose Origin was allowed (WHATWG Fetch, section 3.2).
+
+A foreign Origin never gets here, so what is here may name the Origin it answers.
+"""
+
+from __future__ import annotations
+
+from gateway.wire.context import HeaderPairs
+from gateway.wire.exchange import RequestHead
+
+__all__ = ["preflight", "shared"]
+
+_EXPOSED = b"Mcp-Session-Id, WWW-Authenticate"
+_ALLOWED = (
+    b"Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Protocol-Version, Mcp-Session-Id, "
+    b"Mcp-Method, Mcp-Name"
+)
+
+
+def shared(head: RequestHead) -> HeaderPairs:
+    """The fields that let an allowed Origin read an answer; none without an Origin."""
+    origin = head.header(b"origin")
+    if origin is None:
+        return ()
+    return (
+        (b"access-control-allow-origin", origin),
+        (b"access-control-expose-headers", _EXPOSED),
+        (b"vary", b"Origin"),
+    )
+
+
+def preflight(head: RequestHead, allow: bytes) -> HeaderPairs:
+    """The answer to OPTIONS, beside `shared`; allow: the value of Allow."""
+    fields: HeaderPairs = ((b"allow", allow),)
+    if head.header(b"origin") is None:
+        return fields
+    return (
+        *fields,
+        (b"access-control-allow-methods", allow),
+        (b"access-control-allow-headers", _ALLOWED),
+        (b"access-control-max-age", b"600"),
+    )

@@ -1,0 +1,245 @@
+"""
+What the streamable and the transparent proxy have in common: a Streamable HTTP endpoint
+(MCP 2025-03-26 to 2025-11-25, basic/transports, Streamable HTTP).
+
+ POST    a request is answered by JSON or an event stream; notifications and responses by 202.
+ GET     an event stream for what belongs to no request.
+ DELETE  ends the session.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.links.interfaces import IServer
+from gateway.observe.observer import BoundReached
+from gateway.proxies.ladder import Admitted, Entrance, Ladder
+from gateway.proxies.opening import handshake, newRelay, newSession
+from gateway.proxies.reply import Reply
+from gateway.proxies.shared import Shared
+from gateway.proxies.streams import ClientStream, openStream
+from gateway.relay.relay import Relay, Target
+from gateway.sessions.registry import Session
+from gateway.wire import refusals
+from gateway.wire.context import HeaderPairs
+from gateway.wire.envelope import Kind, Message, NotAMessage
+from gateway.wire.exchange import Exchange
+from gateway.wire.refusals import JSON_TYPE, Refusal
+from gateway.wire.revisions import claimedVersion, opensAtOnce
+
+__all__ = ["StreamableEndpoint"]
+
+
+@define(eq=False)
+class StreamableEndpoint:
+    """
+    One server's Streamable HTTP endpoint.
+
+    Its sessions' live parts are relays; it holds nothing else of them. What differs between
+    the two proxies is what their subclasses say of GET and of servers without sessions.
+    """
+
+    server: IServer
+    shared: Shared
+    ladder: Ladder
+    log: Logger = field(factory=Logger, init=False)
+
+    transparent = False
+
+    def serve(self, exchange: Exchange, path: bytes) -> None:
+        """Answer one request to the endpoint at `path`."""
+        methods = (b"POST", b"GET", b"DELETE")
+        entrance = Entrance(self.server, path, methods, sessionless=self.sessionless)
+        self.ladder.climb(exchange, entrance, self._admitted)
+
+    def sessionless(self) -> bool | None:
+        """Whether the server keeps no sessions; None while that is not known."""
+        return False
+
+    def get(self, admitted: Admitted, relay: Relay) -> None:
+        """Answer a GET in a session."""
+        raise NotImplementedError
+
+    def withoutSession(self, admitted: Admitted) -> None:
+        """Answer a POST that names no session, of a server that keeps none."""
+        raise NotImplementedError
+
+    def withoutID(self, relay: Relay) -> bool:
+        """Whether a session that was just opened is one in name only, and is not kept."""
+        return False
+
+    def _admitted(self, admitted: Admitted) -> None:
+        session, message = admitted.session, admitted.message
+        method = admitted.exchange.head.method
+        if session is not None:
+            relay = relayOf(session)
+            if method == b"POST":
+                self.post(admitted, relay)
+            elif method == b"GET":
+                self.get(admitted, relay)
+            else:
+                self._delete(admitted, session)
+        elif message is not None and claimedVersion(message) is not None:
+            # A modern notification: there is nothing of the modern era it could reach.
+            admitted.exchange.answer(202, ())
+        elif message is not None and message.method == "initialize" and message.id is not None:
+            self._initialize(admitted, message)
+        elif (
+            message is not None
+            and message.kind is Kind.NOTIFICATION
+            and (self.sessionless() is False)
+        ):
+            admitted.exchange.answer(202, ())
+        else:
+            self.withoutSession(admitted)
+
+    # initialize
+
+    def _initialize(self, admitted: Admitted, message: Message) -> None:
+        flow = Deferred.fromCoroutine(self._initialized(admitted, message))
+        flow.addErrback(partial(self.broke, admitted.exchange))
+
+    async def _initialized(self, admitted: Admitted, message: Message) -> None:
+        exchange, context, registry = admitted.exchange, admitted.context, self.shared.registry
+        session = await newSession(self.shared, self.server, context, "streamable")
+        if isinstance(session, Refusal):
+            self.ladder.refuse(exchange, session, "session", message.id)
+            return
+        gone: list[bool] = []
+        exchange.onGone = lambda: gone.append(True)
+        relay = newRelay(self.shared, self.server, session, context, transparent=self.transparent)
+        answer, succeeded = await handshake(self.shared, relay, message, context)
+        fields: HeaderPairs = (JSON_TYPE,)
+        if not succeeded:
+            await registry.end(session, "failed")
+        elif self.withoutID(relay):
+            await registry.end(session, "sessionless")
+        elif gone:
+            # Nobody learnt the id, so nobody would ever end it.
+            await registry.end(session, "unused")
+        else:
+            session.opened(self.shared.clock.seconds())
+            fields += ((b"mcp-session-id", session.record.id.encode()),)
+        exchange.onGone = None
+        if not gone:
+            exchange.answer(200, fields, answer.encode())
+
+    def broke(self, exchange: Exchange, failure: Failure) -> None:
+        """A flow failed as none should: the client is cut, the log knows why."""
+        self.log.failure("a request broke the gateway", failure)
+        exchange.abort()
+
+    # Requests, batches, notifications and responses.
+
+    def post(self, admitted: Admitted, relay: Relay) -> None:
+        """Relay what a POST brought."""
+        message = admitted.message
+        if message is None:
+            assert admitted.batch is not None
+            self._batch(admitted, relay, admitted.batch)
+        elif message.kind is Kind.REQUEST:
+            self._call(admitted, relay, message)
+        else:
+            self._tell(admitted, relay, [message])
+
+    def _call(self, admitted: Admitted, relay: Relay, message: Message) -> None:
+        reply = self._reply(admitted, relay)
+        # A stream that is open cannot become a 404, so a session in recovery waits.
+        revision = relay.session.record.revision
+        reply.start(relay.link is not None and opensAtOnce(revision))
+        relay.request(message, reply, admitted.events, admitted.context)
+
+    def _reply(self, admitted: Admitted, relay: Relay) -> Reply:
+        return Reply(
+            admitted.exchange,
+            self.shared,
+            self.server.name,
+            relay,
+            admitted.json,
+            admitted.events,
+        )
+
+    def _tell(self, admitted: Admitted, relay: Relay, messages: list[Message]) -> None:
+        told = gatherResults([relay.message(message, admitted.context) for message in messages])
+        told.addCallback(self._told, admitted.exchange)
+        told.addErrback(partial(self.broke, admitted.exchange))
+
+    def _told(self, taken: list[bool], exchange: Exchange) -> None:
+        if all(taken):
+            exchange.answer(202, ())
+        else:
+            refusal = refusals.queueFull(self.shared.limits.retry_after)
+            self.ladder.refuse(exchange, refusal, "link")
+
+    def _batch(self, admitted: Admitted, relay: Relay, batch: list[Message | NotAMessage]) -> None:
+        """MCP 2025-03-26: the members go to the server one by one, the answer is one array."""
+        requests: list[Message] = []
+        others: list[Message] = []
+        bad: list[bytes] = []
+        for item in batch:
+            if isinstance(item, NotAMessage):
+                bad.append(refusals.notAMessage(str(item)).body(item.id))
+            else:
+                (requests if item.kind is Kind.REQUEST else others).append(item)
+        if not requests and not bad:
+            self._tell(admitted, relay, others)
+            return
+        for message in others:
+            relay.message(message, admitted.context).addErrback(
+                lambda failure: self.log.failure("while a batch was sent", failure)
+            )
+        reply = self._reply(admitted, relay)
+        reply.collect(bad, len(requests) + len(bad))
+        reply.start(False)
+        if not requests:
+            reply.finishBatch()
+        for message in requests:
+            relay.request(message, reply, admitted.events, admitted.context)
+
+    # GET and DELETE.
+
+    def openGet(
+        self, admitted: Admitted, relay: Relay, target: Target | None = None
+    ) -> ClientStream:
+        """
+        Open a stream for what belongs to no request; the oldest ends if there are many.
+
+        target: what the relay shall know it by; the stream itself without one.
+        """
+        session = relay.session
+        open_ = relay.router.streams
+        if len(open_) >= self.shared.limits.max_get_streams:
+            self.shared.observer.observed(BoundReached("max_get_streams", self.server.name))
+            open_[0].close()
+        clock = self.shared.clock
+        session.streamOpened(clock.seconds())
+
+        def closed() -> None:
+            relay.detach(target or stream)
+            relay.readerClosed(stream)
+            session.streamClosed(clock.seconds())
+            self.getClosed(relay, target or stream)
+
+        stream = openStream(admitted.exchange, self.shared, self.server.name, closed, watch=relay)
+        relay.readerOpened(stream, target or stream)
+        relay.attach(target or stream)
+        return stream
+
+    def getClosed(self, relay: Relay, target: Target) -> None:
+        """A stream of `openGet` ended."""
+
+    def _delete(self, admitted: Admitted, session: Session) -> None:
+        ended = self.shared.registry.end(session, "deleted")
+        ended.addCallback(lambda _: admitted.exchange.answer(204, ()))
+        ended.addErrback(partial(self.broke, admitted.exchange))
+
+
+def relayOf(session: Session) -> Relay:
+    """The relay of a session that was opened here."""
+    assert isinstance(session.live, Relay)
+    return session.live

@@ -1,0 +1,384 @@
+"""
+Every check of a request, in one numbered order, for all three proxies.
+
+ From the head; the body is unread, the refusal carries no id:
+  1. framing        the Host is there once and well-formed            400 -32000
+  2. host, origin   both are allowed                                  403 -32000
+  3. route          the raw path is a route's own spelling            404 -32000
+  4. method         the route serves it; OPTIONS is answered here     405 -32000
+  5. authentication who asks                                          401 -32000
+  6. authorization  may they use this server at all                   403 -32000
+  7. content        declared size, Content-Type, Accept               413, 415, 406 -32000
+ With the body, and its id where it has one:
+  8. body           at most `max_body` bytes                          413 -32000
+  9. session        the session is there, this server's, theirs       404 -32001, 400 -32000
+ 10. JSON           UTF-8, JSON, depth, no member twice               400 -32700
+ 11. message        JSON-RPC 2.0; a batch only where it may be        400 -32600
+ 12. era            a modern request is refused so that dual-era
+                    clients fall back                                 400 -32022, -32000, -32602
+ 13. version        MCP-Protocol-Version is one we know               400 -32000
+ 14. link           the proxy's own: the server is reached            200 -32000
+
+The first rung that fails answers. `initialize` and modern messages need no session: their bodies
+are read to know them before rung 9 judges. Rungs 1 and 2 are climbed by the door for every path,
+so that a path tells a foreign Host nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.guard.authentication import NotAuthenticated
+from gateway.links.interfaces import IServer
+from gateway.observe.observer import BoundReached, RequestRefused
+from gateway.proxies import crossorigin
+from gateway.proxies.negotiation import accepts, isJSON
+from gateway.proxies.shared import Shared
+from gateway.servers.settings import HTTPSettings
+from gateway.sessions.registry import Session
+from gateway.sessions.store import Gone, Local, Remote
+from gateway.wire import refusals
+from gateway.wire.context import CallContext, Principal
+from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode
+from gateway.wire.exchange import Exchange, RequestHead
+from gateway.wire.headers import forwardableHeaders
+from gateway.wire.refusals import Refusal
+from gateway.wire.revisions import MODERN, allowsBatches, claimedVersion, versionIsTolerable
+
+__all__ = ["Admitted", "Entrance", "Ladder", "Naming"]
+
+
+class Naming(Enum):
+    """How a route's requests name their session."""
+
+    HEADER = "Mcp-Session-Id"
+    QUERY = "session_id"
+    """HTTP+SSE: refusals from rung 9 on, but the lost session's, travel on the stream."""
+
+
+@frozen
+class Entrance:
+    """
+    A route into a proxy.
+
+    path: its spelling. methods: what it serves. sessionless: tells whether the server behind
+    is known to keep sessions (False), to keep none (True), or not known (None).
+    """
+
+    server: IServer
+    path: bytes
+    methods: tuple[bytes, ...]
+    naming: Naming = Naming.HEADER
+    sessionless: Callable[[], bool | None] = lambda: False
+
+    @property
+    def allow(self) -> bytes:
+        """The value of Allow."""
+        return b", ".join((*self.methods, b"OPTIONS"))
+
+
+@define(eq=False)
+class Admitted:
+    """
+    A request that came up the ladder.
+
+    message: what its body holds; None for GET, DELETE and a batch. batch: its members, the bad
+    ones as exceptions. session: the one it names; None where it needs none. json, events: what
+    its client accepts. refusal: over HTTP+SSE, what its session's stream must be told instead.
+    """
+
+    exchange: Exchange
+    context: CallContext
+    json: bool
+    events: bool
+    message: Message | None = None
+    batch: list[Message | NotAMessage] | None = None
+    session: Session | None = None
+    refusal: Refusal | None = None
+    id: bytes | None = None
+
+
+Then = Callable[[Admitted], None]
+
+
+@define(eq=False)
+class Ladder:
+    """Judges requests; what comes up is handed to a proxy, everything else is answered here."""
+
+    shared: Shared
+    _log: Logger = field(factory=Logger, init=False)
+
+    def foot(self, exchange: Exchange) -> bool:
+        """Rungs 1 and 2. Returns whether the request goes on; otherwise it is answered."""
+        refusal = self.shared.guard.judge(exchange.head)
+        if refusal is None:
+            return True
+        self.refuse(exchange, refusal, "framing" if refusal.status == 400 else "host, origin")
+        return False
+
+    def climb(self, exchange: Exchange, entrance: Entrance, then: Then) -> None:
+        """Rungs 3 to 13."""
+        head = exchange.head
+        if head.path.rstrip(b"/") != entrance.path:
+            return self.refuse(exchange, refusals.notFound(), "route")
+        if head.method == b"OPTIONS":
+            preflight = crossorigin.preflight(head, entrance.allow)
+            return exchange.answer(204, preflight)
+        if head.method not in entrance.methods:
+            refusal = refusals.methodNotAllowed(entrance.allow)
+            return self.refuse(exchange, refusal, "method")
+        try:
+            principal = self.shared.authenticator.authenticate(head)
+        except NotAuthenticated as error:
+            return self._notAuthenticated(exchange, error)
+        if isinstance(principal, Deferred):
+            principal.addCallbacks(
+                lambda known: self._authenticated(exchange, entrance, known, then),
+                lambda failure: self._notAuthenticated(exchange, failure.value),
+            )
+            principal.addErrback(self._broke, exchange)
+            return None
+        return self._authenticated(exchange, entrance, principal, then)
+
+    def _notAuthenticated(self, exchange: Exchange, error: BaseException | None) -> None:
+        if isinstance(error, NotAuthenticated):
+            refusal = refusals.notAuthenticated(error.challenge)
+            self.refuse(exchange, refusal, "authentication")
+        else:
+            self._broke(Failure(error), exchange)
+
+    def _broke(self, failure: Failure, exchange: Exchange) -> None:
+        self._log.failure("a request broke the gateway", failure)
+        exchange.abort()
+
+    def _authenticated(
+        self, exchange: Exchange, entrance: Entrance, principal: Principal, then: Then
+    ) -> None:
+        head = exchange.head
+        settings = entrance.server.settings
+        context = CallContext(
+            server=entrance.server.name,
+            principal=principal,
+            headers=forwardableHeaders(head.headers, settings.forward_authorization)
+            if isinstance(settings, HTTPSettings)
+            else (),
+            peer=head.peer,
+            tls=head.tls,
+            host=head.header(b"host") or b"",
+        )
+        if not self.shared.policy.admits(context):
+            return self.refuse(exchange, refusals.notPermitted(), "authorization")
+        json, events = accepts(b",".join(head.headerValues(b"accept")))
+        admitted = Admitted(exchange, context, json, events)
+        late = self._content(head, admitted, entrance.naming)
+        if late is not None and (entrance.naming is Naming.HEADER or late.status == 413):
+            if late.status == 413:
+                self.shared.observer.observed(BoundReached("max_body", context.server))
+            return self.refuse(exchange, late, "content")
+        if head.method != b"POST":
+            return self._named(admitted, entrance, None, then)
+        limit = self.shared.limits.max_body
+        return exchange.collect(
+            limit, lambda body: self._collected(admitted, entrance, late, body, then)
+        )
+
+    def _content(self, head: RequestHead, admitted: Admitted, naming: Naming) -> Refusal | None:
+        """Rung 7."""
+        if head.method == b"GET":
+            return None if admitted.events else refusals.notAcceptable("text/event-stream")
+        if head.method != b"POST":
+            return None
+        declared = head.header(b"content-length")
+        limit = self.shared.limits.max_body
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            return refusals.tooLarge(limit)
+        kinds = head.headerValues(b"content-type")
+        if len(kinds) != 1 or not isJSON(kinds[0]):
+            return refusals.unsupportedMediaType()
+        if naming is Naming.HEADER and not (admitted.json or admitted.events):
+            return refusals.notAcceptable("application/json or text/event-stream")
+        return None
+
+    def _collected(
+        self,
+        admitted: Admitted,
+        entrance: Entrance,
+        late: Refusal | None,
+        body: bytes | None,
+        then: Then,
+    ) -> None:
+        """Rung 8, and as much of 10 and 11 as rung 9 needs to know."""
+        if body is None:
+            self.shared.observer.observed(BoundReached("max_body", entrance.server.name))
+            refusal = refusals.tooLarge(self.shared.limits.max_body)
+            return self.refuse(admitted.exchange, refusal, "body")
+        admitted.refusal = late
+        try:
+            decoded = decode(body)
+        except NotJSON as error:
+            admitted.refusal = late or refusals.notJSON(str(error))
+        except NotAMessage as error:
+            admitted.id = error.id
+            admitted.refusal = late or refusals.notAMessage(str(error))
+        else:
+            if isinstance(decoded, Message):
+                admitted.message = decoded
+                admitted.id = decoded.id if decoded.kind is not Kind.RESPONSE else None
+            else:
+                admitted.batch = decoded
+        return self._named(admitted, entrance, admitted.message, then)
+
+    # Rung 9.
+
+    def _named(
+        self, admitted: Admitted, entrance: Entrance, message: Message | None, then: Then
+    ) -> None:
+        head = admitted.exchange.head
+        if entrance.naming is Naming.HEADER:
+            if message is not None and (
+                (message.method == "initialize" and message.kind is Kind.REQUEST)
+                or claimedVersion(message, self._version(head)) is not None
+            ):
+                return self._judged(admitted, entrance, then)
+            if head.method == b"GET" and self._version(head) in MODERN:
+                return self._noStream(admitted, entrance)
+            if head.method == b"DELETE" and self._version(head) in MODERN:
+                return self._noStream(admitted, entrance)
+            names = head.headerValues(b"mcp-session-id")
+        else:
+            if head.method == b"GET":
+                return then(admitted)
+            names = _queried(head.query)
+        if not names:
+            return self._unnamed(admitted, entrance, then)
+        name = names[0].decode("latin-1") if len(names) == 1 else ""
+        server, principal = entrance.server.name, admitted.context.principal
+        session = self.shared.registry.find(name, server, principal)
+        if session is not None:
+            admitted.session = session
+            session.use(self.shared.clock.seconds())
+            return self._judged(admitted, entrance, then)
+        located = self.shared.registry.locate(name, server, principal)
+        located.addCallback(self._located, admitted)
+        located.addErrback(self._broke, admitted.exchange)
+        return None
+
+    def _located(self, where: Local | Remote | Gone, admitted: Admitted) -> None:
+        """A session of another process is served there; here it is as good as gone."""
+        self.refuse(admitted.exchange, refusals.sessionNotFound(), "session", admitted.id)
+
+    def _unnamed(self, admitted: Admitted, entrance: Entrance, then: Then) -> None:
+        if entrance.naming is Naming.QUERY:
+            refusal = refusals.sessionRequired("the session_id that GET /sse names")
+            return self.refuse(admitted.exchange, refusal, "session", admitted.id)
+        if entrance.sessionless() is not False:
+            if admitted.exchange.head.method != b"POST":
+                return self._noStream(admitted, entrance)
+            return self._judged(admitted, entrance, then)
+        if admitted.refusal is not None:
+            return self._refuseLate(admitted)
+        if admitted.batch is not None:
+            refusal = refusals.notAMessage("a batch is not allowed here")
+            return self.refuse(admitted.exchange, refusal, "message")
+        message = admitted.message
+        if message is not None and self._version(admitted.exchange.head) in MODERN:
+            refusal = refusals.headersDisagree("params._meta has no protocolVersion")
+            return self.refuse(admitted.exchange, refusal, "era", admitted.id)
+        refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
+        return self.refuse(admitted.exchange, refusal, "session", admitted.id)
+
+    def _noStream(self, admitted: Admitted, entrance: Entrance) -> None:
+        refusal = refusals.methodNotAllowed(b"POST, OPTIONS")
+        self.refuse(admitted.exchange, refusal, "method")
+
+    # Rungs 10 to 13.
+
+    def _judged(self, admitted: Admitted, entrance: Entrance, then: Then) -> None:
+        late = entrance.naming is Naming.QUERY
+        if admitted.refusal is not None:
+            return then(admitted) if late else self._refuseLate(admitted)
+        for rung, refusal in (
+            ("message", self._message(admitted)),
+            ("era", self._era(admitted)),
+            ("version", self._tolerable(admitted, entrance)),
+        ):
+            if refusal is not None:
+                admitted.refusal = refusal
+                return then(admitted) if late else self._refuseLate(admitted, rung)
+        return then(admitted)
+
+    def _refuseLate(self, admitted: Admitted, rung: str = "") -> None:
+        assert admitted.refusal is not None
+        rung = rung or ("JSON" if admitted.refusal.code == -32700 else "message")
+        self.refuse(admitted.exchange, admitted.refusal, rung, admitted.id)
+
+    def _message(self, admitted: Admitted) -> Refusal | None:
+        """Rung 11, for what is a message or a batch."""
+        batch = admitted.batch
+        if batch is None:
+            return None
+        session = admitted.session
+        if session is None or not allowsBatches(session.record.revision):
+            return refusals.notAMessage("a batch is not allowed here")
+        limit = self.shared.limits.max_batch
+        if len(batch) > limit:
+            self.shared.observer.observed(BoundReached("max_batch", session.record.server))
+            return refusals.notAMessage(f"a batch has at most {limit} messages")
+        if not batch:
+            return refusals.notAMessage("a batch is not empty")
+        if any(isinstance(item, Message) and item.method == "initialize" for item in batch):
+            return refusals.notAMessage("initialize cannot be part of a batch")
+        return None
+
+    def _era(self, admitted: Admitted) -> Refusal | None:
+        """Rung 12: the servers here are served in the legacy era alone."""
+        message = admitted.message
+        if message is None:
+            return None
+        header = self._version(admitted.exchange.head)
+        claim = claimedVersion(message, header)
+        if claim is not None:
+            if message.kind is Kind.NOTIFICATION:
+                return None
+            if message.method == "server/discover":
+                return refusals.discoverNotServed()
+            return refusals.unsupportedModernVersion(claim)
+        if header in MODERN and message.kind is Kind.REQUEST and message.method != "initialize":
+            return refusals.headersDisagree("params._meta has no protocolVersion")
+        return None
+
+    def _tolerable(self, admitted: Admitted, entrance: Entrance) -> Refusal | None:
+        """Rung 13."""
+        message = admitted.message
+        header = self._version(admitted.exchange.head)
+        if message is not None and (
+            message.method == "initialize" or claimedVersion(message, header) is not None
+        ):
+            return None
+        session = admitted.session
+        revision = session.record.revision if session is not None else ""
+        return None if versionIsTolerable(header, revision) else refusals.unsupportedVersion()
+
+    def _version(self, head: RequestHead) -> str | None:
+        value = head.header(b"mcp-protocol-version")
+        return None if value is None else value.decode("latin-1").strip()
+
+    def refuse(
+        self, exchange: Exchange, refusal: Refusal, rung: str, id: bytes | None = None
+    ) -> None:
+        """Answer with a refusal."""
+        self.shared.observer.observed(RequestRefused(rung, refusal.status, refusal.code))
+        exchange.onGone = None
+        exchange.answer(refusal.status, refusal.fields(), refusal.body(id))
+
+
+def _queried(query: bytes) -> list[bytes]:
+    """The values of `session_id`; ids of ours need no percent-decoding."""
+    prefix = b"session_id="
+    return [part[len(prefix) :] for part in query.split(b"&") if part.startswith(prefix)]

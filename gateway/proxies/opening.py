@@ -1,0 +1,86 @@
+"""
+How a session begins, behind a client's `initialize`: the same for every proxy.
+
+`initialize` always starts a new session. A handshake that does not come about is answered 200
+with a JSON-RPC error and without a session id; nothing of the session is left.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from gateway.links.interfaces import IServer, LinkFailed
+from gateway.observe.observer import CallFailed
+from gateway.proxies.shared import Shared
+from gateway.relay.relay import Relay
+from gateway.sessions.registry import AtCapacity, Session
+from gateway.sessions.store import StoreRefused
+from gateway.wire import refusals
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Message
+from gateway.wire.refusals import Reason, Refusal, callFailed
+
+__all__ = ["handshake", "newRelay", "newSession"]
+
+_log = Logger()
+
+
+async def newSession(
+    shared: Shared, server: IServer, context: CallContext, transport: str
+) -> Session | Refusal:
+    """A new session in the registry, or why there is none."""
+    if not shared.accepting:
+        return refusals.shuttingDown(shared.limits.retry_after)
+    try:
+        return await shared.registry.create(
+            server.name, server.generation, context.principal, transport
+        )
+    except (AtCapacity, StoreRefused):
+        return refusals.atCapacity(shared.limits.retry_after)
+
+
+def newRelay(
+    shared: Shared,
+    server: IServer,
+    session: Session,
+    context: CallContext,
+    *,
+    transparent: bool = False,
+) -> Relay:
+    """The live part of a session."""
+    return Relay(
+        session,
+        server,
+        shared.registry,
+        shared.policy,
+        shared.limits,
+        shared.clock,
+        shared.observer,
+        context,
+        transparent,
+    )
+
+
+async def handshake(
+    shared: Shared, relay: Relay, message: Message, context: CallContext
+) -> tuple[Message, bool]:
+    """
+    Answer an `initialize`: the response under the client's id, and whether it succeeded.
+    """
+    assert message.id is not None
+    params = bytes(message.fields.get("params", b"{}"))
+    try:
+        answer = await relay.open(params)
+    except LinkFailed as error:
+        shared.observer.observed(CallFailed(context.server, "initialize", error.reason.value))
+        if error.answer is not None:
+            return error.answer.withID(message.id), False
+        return callFailed(message.id, error.reason, error.message), False
+    except StoreRefused:
+        why = "the session could not be stored"
+        return callFailed(message.id, Reason.OVERLOADED, why), False
+    except Exception:
+        _log.failure("a handshake broke")
+        why = "the handshake with the server broke"
+        return callFailed(message.id, Reason.BAD_ANSWER, why), False
+    return answer.withID(message.id), True

@@ -1,0 +1,156 @@
+"""
+How the answer to one POST travels (wire contract, "How an answer travels").
+
+The head waits for the first message, `head_wait` seconds at most. If that is the answer, or only
+JSON is acceptable, the answer is a JSON body; else an event stream. A session that negotiated
+2025-11-25 gets its stream at once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define, field
+
+from gateway.links.interfaces import EventMark
+from gateway.proxies.shared import Shared
+from gateway.proxies.streams import ClientStream, ReaderWatch, openStream
+from gateway.wire.envelope import Message, encodeBatch
+from gateway.wire.exchange import Exchange
+from gateway.wire.refusals import JSON_TYPE, Reason, callFailed, sessionNotFound
+
+__all__ = ["Reply", "ReplyOwner"]
+
+
+class ReplyOwner(ReaderWatch, Protocol):
+    """The relay, as a reply sees it."""
+
+    def readerOpened(self, reader: object, target: Reply) -> None:
+        """A reply became a stream."""
+
+    def readerClosed(self, reader: object) -> None:
+        """It ended."""
+
+    def gone(self, target: Reply) -> None:
+        """The client no longer waits."""
+
+
+@define(eq=False)
+class Reply:
+    """
+    The answer to one POST. A relay's target for its calls.
+
+    json, events: what its client accepts.
+    Life: made for the POST → `start` → messages and answers → done, or gone with its client.
+    """
+
+    exchange: Exchange
+    shared: Shared
+    server: str
+    owner: ReplyOwner
+    json: bool
+    events: bool
+    _batch: list[bytes] | None = field(default=None, init=False)
+    _expected: int = field(default=1, init=False)
+    _stream: ClientStream | None = field(default=None, init=False)
+    _done: bool = field(default=False, init=False)
+    _started: float = field(init=False)
+
+    def collect(self, known: list[bytes], expected: int) -> None:
+        """Answer a batch whole: `known` are answers it has already, of `expected`."""
+        self._batch = known
+        self._expected = expected
+
+    def start(self, openNow: bool) -> None:
+        """Wait for messages; openNow: with the stream open."""
+        self._started = self.shared.clock.seconds()
+        self.exchange.onGone = self._gone
+        if openNow and self.events:
+            self._open()
+        elif self.events:
+            self.shared.pulse.join(self)
+
+    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+        """Send a message that is no answer. False: it was not taken."""
+        if self._done or not self.events:
+            return False
+        return self._open().deliver(message, mark)
+
+    def marked(self, mark: EventMark) -> None:
+        """Send an event that has no message."""
+        if not self._done and self.events:
+            self._open().marked(mark)
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        """Send the answer to a call; the last one ends the reply."""
+        if self._done:
+            return
+        body = message.encode()
+        if self._batch is not None:
+            self._batch.append(body)
+            if len(self._batch) == self._expected:
+                self.finishBatch()
+        else:
+            self._finish(body, mark)
+
+    def finishBatch(self) -> None:
+        """Send what was collected as the answer to a batch."""
+        self._finish(encodeBatch(self._batch or ()))
+
+    def _finish(self, body: bytes, mark: EventMark | None = None) -> None:
+        self._end()
+        if self._stream is None and self.json:
+            self.exchange.onGone = None
+            self.exchange.answer(200, (JSON_TYPE,), body)
+            return
+        stream = self._stream or self._open()
+        stream.answerBytes(body, mark)
+        stream.close()
+
+    def lost(self, id: bytes) -> None:
+        """The session is lost: the one 404, or an error where the stream is open already."""
+        if self._done:
+            return
+        if self._stream is not None:
+            why = "the server went away and the session with it"
+            self.answer(callFailed(id, Reason.SERVER_EXITED, why))
+            return
+        self._end()
+        self.exchange.onGone = None
+        refusal = sessionNotFound()
+        body = refusal.body(None if self._batch is not None else id)
+        self.exchange.answer(refusal.status, refusal.fields(), body)
+
+    def close(self) -> None:
+        """The session is over: end what is open."""
+        self._end()
+        if self._stream is not None:
+            self._stream.close()
+
+    def beat(self, now: float) -> None:
+        """The head has waited long enough."""
+        if now - self._started >= self.shared.limits.head_wait:
+            self._open()
+
+    def _open(self) -> ClientStream:
+        if self._stream is None:
+            self.shared.pulse.leave(self)
+            self._stream = openStream(
+                self.exchange, self.shared, self.server, self._streamClosed, watch=self.owner
+            )
+            self.owner.readerOpened(self._stream, self)
+        return self._stream
+
+    def _streamClosed(self) -> None:
+        self.owner.readerClosed(self._stream)
+        if not self._done:
+            self._gone()
+
+    def _gone(self) -> None:
+        self._end()
+        self.owner.gone(self)
+
+    def _end(self) -> None:
+        if not self._done:
+            self._done = True
+            self.shared.pulse.leave(self)

@@ -1,0 +1,223 @@
+"""
+The SSE proxy: the old HTTP+SSE transport in front of any server
+(MCP 2024-11-05, basic/transports, HTTP with SSE).
+
+ GET /sse        opens the session and its one stream; the first event names the other endpoint.
+ POST /messages  202; what there is to say about the message comes on the stream.
+
+The session lives as long as its stream. Two clients never share one, so neither sees what is the
+other's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.links.interfaces import EventMark, IServer
+from gateway.observe.observer import MessageDropped
+from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming
+from gateway.proxies.opening import handshake, newRelay, newSession
+from gateway.proxies.shared import Shared
+from gateway.proxies.streams import ClientStream, openStream
+from gateway.relay.relay import Relay
+from gateway.sessions.registry import Session
+from gateway.wire import refusals
+from gateway.wire.envelope import Kind, Message, NotAMessage, encodeBatch
+from gateway.wire.exchange import Exchange
+from gateway.wire.refusals import Refusal, errorMessage
+from gateway.wire.sse import encodeEvent
+
+__all__ = ["SSEProxy"]
+
+
+@define(eq=False)
+class _Conversation:
+    """What serves an HTTP+SSE session: its relay, its one stream, and whether it was greeted."""
+
+    relay: Relay
+    stream: ClientStream
+    asked: bool = False
+
+
+@define(eq=False)
+class _BatchAnswer:
+    """Collects the answers to a batch and sends them whole. A relay's target."""
+
+    stream: ClientStream
+    expected: int
+    collected: list[bytes]
+
+    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+        return self.stream.deliver(message)
+
+    def marked(self, mark: EventMark) -> None:
+        self.stream.marked(mark)
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        self.collected.append(message.encode())
+        self.send()
+
+    def send(self) -> None:
+        if len(self.collected) == self.expected:
+            self.stream.answerBytes(encodeBatch(self.collected))
+
+    def lost(self, id: bytes) -> None:
+        self.stream.lost(id)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+@define(eq=False)
+class SSEProxy:
+    """One server's pair of HTTP+SSE endpoints."""
+
+    server: IServer
+    shared: Shared
+    ladder: Ladder
+    _log: Logger = field(factory=Logger, init=False)
+
+    def serveStream(self, exchange: Exchange, path: bytes) -> None:
+        """Answer one request to the stream's endpoint, `path`."""
+        entrance = Entrance(self.server, path, (b"GET",), Naming.QUERY)
+        self.ladder.climb(exchange, entrance, self._opened)
+
+    def serveMessages(self, exchange: Exchange, path: bytes) -> None:
+        """Answer one request to the messages' endpoint, `path`."""
+        entrance = Entrance(self.server, path, (b"POST",), Naming.QUERY)
+        self.ladder.climb(exchange, entrance, self._posted)
+
+    # GET
+
+    def _opened(self, admitted: Admitted) -> None:
+        flow = Deferred.fromCoroutine(self._open(admitted))
+        flow.addErrback(partial(self._broke, admitted.exchange))
+
+    async def _open(self, admitted: Admitted) -> None:
+        exchange, context, shared = admitted.exchange, admitted.context, self.shared
+        gone: list[bool] = []
+        exchange.onGone = lambda: gone.append(True)
+        session = await newSession(shared, self.server, context, "sse")
+        if isinstance(session, Refusal):
+            self.ladder.refuse(exchange, session, "session")
+            return
+        if gone:
+            await shared.registry.end(session, "stream_closed")
+            return
+        relay = newRelay(shared, self.server, session, context)
+
+        def closed() -> None:
+            relay.detach(stream)
+            relay.gone(stream)
+            relay.readerClosed(stream)
+            shared.registry.end(session, "stream_closed")
+
+        stream = openStream(exchange, shared, self.server.name, closed, watch=relay)
+        session.live = _Conversation(relay, stream)
+        now = shared.clock.seconds()
+        session.opened(now)
+        session.streamOpened(now)
+        relay.readerOpened(stream, stream)
+        stream.write(encodeEvent(_endpoint(exchange, session), event=b"endpoint"))
+        relay.attach(stream)
+
+    def _broke(self, exchange: Exchange, failure: Failure) -> None:
+        self._log.failure("a request broke the gateway", failure)
+        exchange.abort()
+
+    # POST
+
+    def _posted(self, admitted: Admitted) -> None:
+        session = admitted.session
+        assert session is not None
+        conversation = session.live
+        assert isinstance(conversation, _Conversation)
+        # The Python writers send nothing more before the 202 is there.
+        admitted.exchange.answer(202, ())
+        refusal = admitted.refusal
+        if refusal is not None:
+            self._refuse(conversation, refusal, admitted.id)
+        elif admitted.batch is not None:
+            self._batch(conversation, admitted, admitted.batch)
+        elif admitted.message is not None:
+            self._message(conversation, admitted, admitted.message)
+
+    def _refuse(self, conversation: _Conversation, refusal: Refusal, id: bytes | None) -> None:
+        error = errorMessage(id, refusal.code, refusal.message, refusal.data)
+        conversation.stream.answer(error)
+
+    def _message(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
+        relay, stream = conversation.relay, conversation.stream
+        if message.kind is not Kind.REQUEST:
+            if conversation.asked:
+                relay.message(message, admitted.context)
+            else:
+                dropped = MessageDropped(self.server.name, "before_initialize")
+                self.shared.observer.observed(dropped)
+        elif message.method == "initialize":
+            if conversation.asked:
+                again = refusals.notAMessage("this session is initialized already")
+                self._refuse(conversation, again, message.id)
+                return
+            conversation.asked = True
+            flow = Deferred.fromCoroutine(self._initialize(conversation, admitted, message))
+            flow.addErrback(lambda failure: self._log.failure("a handshake broke", failure))
+        elif not relay.session.record.revision:
+            early = refusals.notAMessage("the session starts with initialize")
+            self._refuse(conversation, early, message.id)
+        else:
+            relay.request(message, stream, True, admitted.context)
+
+    async def _initialize(
+        self, conversation: _Conversation, admitted: Admitted, message: Message
+    ) -> None:
+        relay, stream = conversation.relay, conversation.stream
+        answer, succeeded = await handshake(self.shared, relay, message, admitted.context)
+        if not succeeded:
+            # Another try is the client's right: nothing has come of this one.
+            conversation.asked = False
+        stream.answer(answer)
+
+    def _batch(
+        self,
+        conversation: _Conversation,
+        admitted: Admitted,
+        batch: list[Message | NotAMessage],
+    ) -> None:
+        relay = conversation.relay
+        requests = [
+            item for item in batch if isinstance(item, Message) and item.kind is Kind.REQUEST
+        ]
+        bad = [
+            refusals.notAMessage(str(item)).body(item.id)
+            for item in batch
+            if isinstance(item, NotAMessage)
+        ]
+        for item in batch:
+            if isinstance(item, Message) and item.kind is not Kind.REQUEST:
+                relay.message(item, admitted.context)
+        answer = _BatchAnswer(conversation.stream, len(requests) + len(bad), bad)
+        if bad and not requests:
+            answer.send()
+        for item in requests:
+            relay.request(item, answer, True, admitted.context)
+
+
+def _endpoint(exchange: Exchange, session: Session) -> bytes:
+    """
+    The URI of the messages' endpoint, without an origin.
+
+    At our own listener path-absolute. Under a host's Site the public prefix is not known, so
+    there it is relative to the stream's own path.
+    """
+    head = exchange.head
+    query = b"?session_id=" + session.record.id.encode()
+    if head.mounted:
+        return (b"../messages" if head.path.endswith(b"/") else b"messages") + query
+    base = head.path.rstrip(b"/").rpartition(b"/")[0]
+    return base + b"/messages" + query

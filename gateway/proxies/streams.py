@@ -1,0 +1,200 @@
+"""
+An event stream to a client: bounded, with a heartbeat, cut when its reader blocks.
+
+Back-pressure: above the sink's mark the stream keeps what comes in an outbox. Notifications and
+requests are refused once it holds `max_stream_bytes`; answers have a budget of their own
+(`max_answer`) and are never refused, but past it the reader is cut, as it is after
+`reader_blocked` seconds without reading.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import define, field
+
+from gateway.links.interfaces import EventMark
+from gateway.observe.observer import BoundReached
+from gateway.proxies.shared import Shared
+from gateway.wire.context import HeaderPairs
+from gateway.wire.envelope import Message
+from gateway.wire.exchange import EventSink, Exchange
+from gateway.wire.refusals import Reason, callFailed
+from gateway.wire.sse import comment, encodeEvent
+
+__all__ = ["STREAM_HEADERS", "ClientStream", "ReaderWatch", "openStream"]
+
+STREAM_HEADERS: HeaderPairs = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+
+_HEARTBEAT = comment()
+
+
+class ReaderWatch(Protocol):
+    """Wants to know whether the reader of a stream keeps up."""
+
+    def readerBlocked(self, reader: object) -> None:
+        """The reader does not read."""
+
+    def readerDrained(self, reader: object) -> None:
+        """It reads again."""
+
+
+@define(eq=False)
+class ClientStream:
+    """
+    One open stream. A relay's target for what belongs to no call.
+
+    Life: opened by a proxy → messages → closed by the proxy or the session's end, or gone with
+    its client. `onClosed` is called once, however it ends.
+    """
+
+    sink: EventSink
+    shared: Shared
+    server: str
+    onClosed: Callable[[], None]
+    watch: ReaderWatch | None = None
+    closed: bool = field(default=False, init=False)
+    _closing: bool = field(default=False, init=False)
+    _outbox: deque[bytes] = field(factory=deque, init=False)
+    _held: int = field(default=0, init=False)
+    _blockedSince: float | None = field(default=None, init=False)
+    _lastWrite: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lastWrite = self.shared.clock.seconds()
+        self.sink.onDrained = self._drained
+        self.shared.pulse.join(self)
+
+    # A relay's target.
+
+    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+        """Send a message that is no answer. False: the reader does not keep up."""
+        limits = self.shared.limits
+        if self.closed or self._closing:
+            return False
+        if self._held >= limits.max_stream_bytes:
+            self._bound("max_stream_bytes")
+            return False
+        self.write(_event(message.encode(), mark))
+        return True
+
+    def marked(self, mark: EventMark) -> None:
+        """Send an event that has no message: it primes the stream, or sets its retry."""
+        self.write(_event(b"", mark))
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        """Send the answer to a call."""
+        self.answerBytes(message.encode(), mark)
+
+    def answerBytes(self, body: bytes, mark: EventMark | None = None) -> None:
+        """Send an encoded answer, or a batch of them."""
+        if self._held > self.shared.limits.max_answer:
+            self._bound("max_answer")
+            self.abort()
+        else:
+            self.write(_event(body, mark))
+
+    def lost(self, id: bytes) -> None:
+        """The session is lost; the call with this id ends."""
+        why = "the server went away and the session with it"
+        self.answer(callFailed(id, Reason.SERVER_EXITED, why))
+
+    def close(self) -> None:
+        """End the stream once what it holds is written."""
+        if self._outbox:
+            self._closing = True
+        elif not self.closed:
+            self.sink.close()
+            self.gone()
+
+    # The body.
+
+    def write(self, data: bytes) -> None:
+        """Write encoded events, now or when the reader reads again."""
+        if self.closed or self._closing:
+            return
+        if self._blockedSince is not None:
+            self._outbox.append(data)
+            self._held += len(data)
+            return
+        now = self.shared.clock.seconds()
+        self._lastWrite = now
+        if not self.sink.write(data):
+            self._blockedSince = now
+            if self.watch is not None:
+                self.watch.readerBlocked(self)
+
+    def _drained(self) -> None:
+        if self.closed:
+            return
+        now = self.shared.clock.seconds()
+        self._lastWrite = now
+        while self._outbox:
+            data = self._outbox.popleft()
+            self._held -= len(data)
+            if not self.sink.write(data):
+                self._blockedSince = now
+                return
+        self._blockedSince = None
+        if self._closing:
+            self.sink.close()
+            self.gone()
+        elif self.watch is not None:
+            self.watch.readerDrained(self)
+
+    def beat(self, now: float) -> None:
+        """Cut a blocked reader; keep a quiet stream alive."""
+        limits = self.shared.limits
+        if self._blockedSince is not None:
+            if now - self._blockedSince >= limits.reader_blocked:
+                self._bound("reader_blocked")
+                self.abort()
+        elif now - self._lastWrite >= limits.heartbeat:
+            self.write(_HEARTBEAT)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if not self.closed:
+            self.sink.abort()
+            self.gone()
+
+    def gone(self) -> None:
+        """The stream is over: its client vanished, or it was closed."""
+        if self.closed:
+            return
+        self.closed = True
+        self.sink.onDrained = None
+        self._outbox.clear()
+        self.shared.pulse.leave(self)
+        self.onClosed()
+
+    def _bound(self, name: str) -> None:
+        self.shared.observer.observed(BoundReached(name, self.server))
+
+
+def _event(data: bytes, mark: EventMark | None) -> bytes:
+    if mark is None:
+        return encodeEvent(data)
+    retry = int(mark.retry) if mark.retry is not None and len(mark.retry) < 16 else None
+    return encodeEvent(data, id=mark.id, retry=retry)
+
+
+def openStream(
+    exchange: Exchange,
+    shared: Shared,
+    server: str,
+    onClosed: Callable[[], None],
+    headers: HeaderPairs = (),
+    watch: ReaderWatch | None = None,
+) -> ClientStream:
+    """Answer an exchange with an event stream."""
+    sink = exchange.open(200, STREAM_HEADERS + headers)
+    stream = ClientStream(sink, shared, server, onClosed, watch)
+    exchange.onGone = stream.gone
+    return stream

@@ -1,0 +1,201 @@
+"""
+The transparent proxy: Streamable HTTP straight through to an HTTP server that speaks it.
+
+Each request of the client becomes one of the server's, each stream one stream; ids and the
+session id are mapped, nothing else. A server whose `initialize` carries no session id keeps no
+sessions: then nothing is kept here either, and its requests share one link per revision, whose
+handshake is the gateway's own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+from attrs import define, field
+from twisted.internet.defer import Deferred
+
+import gateway
+from gateway.links.interfaces import EventMark, IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.proxies.endpoint import StreamableEndpoint
+from gateway.proxies.ladder import Admitted
+from gateway.proxies.opening import newRelay
+from gateway.proxies.streams import ClientStream
+from gateway.relay.relay import Relay, Target
+from gateway.relay.sender import SessionOver
+from gateway.sessions.ids import tagOf
+from gateway.sessions.record import SessionRecord
+from gateway.sessions.registry import Session
+from gateway.wire import refusals
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message
+from gateway.wire.refusals import callFailed
+from gateway.wire.revisions import LEGACY
+
+__all__ = ["TransparentProxy"]
+
+
+@define(eq=False)
+class TransparentProxy(StreamableEndpoint):
+    """Streamable HTTP straight through to one server."""
+
+    _keepsNone: bool | None = field(default=None, init=False)
+    _common: dict[str, Relay] = field(factory=dict, init=False)
+
+    transparent = True
+
+    def sessionless(self) -> bool | None:
+        return self._keepsNone
+
+    def withoutID(self, relay: Relay) -> bool:
+        link = relay.link
+        self._keepsNone = _keepsNoSessions(link)
+        return self._keepsNone
+
+    # A server without sessions.
+
+    def withoutSession(self, admitted: Admitted) -> None:
+        flow = Deferred.fromCoroutine(self._withoutSession(admitted))
+        flow.addErrback(partial(self.broke, admitted.exchange))
+
+    async def _withoutSession(self, admitted: Admitted) -> None:
+        exchange, message = admitted.exchange, admitted.message
+        version = (exchange.head.header(b"mcp-protocol-version") or b"").decode("latin-1")
+        relay = self._commonRelay(version if version in LEGACY else LEGACY[0], admitted.context)
+        try:
+            link = await relay.acquire()
+        except LinkFailed as error:
+            if message is None or message.kind is not Kind.REQUEST:
+                exchange.answer(202, ())
+            else:
+                failed = callFailed(message.id, error.reason, error.message)
+                exchange.answer(200, (refusals.JSON_TYPE,), failed.encode())
+            return
+        self._keepsNone = _keepsNoSessions(link)
+        if self._keepsNone:
+            self.post(admitted, relay)
+            return
+        # It keeps sessions after all: this one is nobody's.
+        await self._drop(relay)
+        refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
+        self.ladder.refuse(exchange, refusal, "session", admitted.id)
+
+    def _commonRelay(self, revision: str, context: CallContext) -> Relay:
+        relay = self._common.get(revision)
+        if relay is not None and not relay.session.ended:
+            return relay
+        record = SessionRecord(
+            id="",
+            server=self.server.name,
+            generation=self.server.generation,
+            principal=context.principal,
+            revision=revision,
+            initialized=True,
+        )
+        now = self.shared.clock.seconds()
+        # Not in the registry: no client holds it, and nothing of a client is in it.
+        session = Session(record, now, now, tagOf(revision))
+        common = CallContext(self.server.name, context.principal)
+        relay = newRelay(self.shared, self.server, session, common, transparent=True)
+        relay.greetAs(_ownHello(revision))
+        self._common[revision] = relay
+        return relay
+
+    async def _drop(self, relay: Relay) -> None:
+        self._common = {key: kept for key, kept in self._common.items() if kept is not relay}
+        await relay.dismiss()
+
+    # GET
+
+    def get(self, admitted: Admitted, relay: Relay) -> None:
+        flow = Deferred.fromCoroutine(self._get(admitted, relay))
+        flow.addErrback(partial(self.broke, admitted.exchange))
+
+    async def _get(self, admitted: Admitted, relay: Relay) -> None:
+        """The client's stream is the server's; where the server has none, there is none."""
+        exchange = admitted.exchange
+        gone: list[bool] = []
+        exchange.onGone = lambda: gone.append(True)
+        feed = _Feed()
+        link = await self._listen(admitted, relay, feed)
+        exchange.onGone = None
+        if relay.session.ended:
+            self.ladder.refuse(exchange, refusals.sessionNotFound(), "session")
+        elif link is None:
+            refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
+            self.ladder.refuse(exchange, refusal, "link")
+        elif not gone:
+            feed.stream = self.openGet(admitted, relay, feed)
+            return
+        if link is not None:
+            link.cancel(feed)
+
+    async def _listen(self, admitted: Admitted, relay: Relay, feed: _Feed) -> ILink | None:
+        """Open the server's stream; a lost session of the server is made again, once."""
+        last = admitted.exchange.head.header(b"last-event-id")
+        for again in (False, True):
+            try:
+                link = await relay.acquire()
+                await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
+                return link
+            except ListenRefused as error:
+                if error.status != 404:
+                    return None
+                if again:
+                    relay.over()
+                    return None
+                relay.abandon(link)
+                # A stream of the lost session cannot be resumed on another.
+                if last is not None:
+                    return None
+            except SessionOver:
+                relay.over()
+                return None
+            except LinkFailed:
+                return None
+        return None
+
+    def getClosed(self, relay: Relay, target: Target) -> None:
+        if relay.link is not None:
+            relay.link.cancel(target)
+
+
+@define(eq=False)
+class _Feed:
+    """A GET stream of client and server: the server's from `listen` on, the client's then."""
+
+    stream: ClientStream | None = None
+
+    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+        return self.stream is not None and self.stream.deliver(message, mark)
+
+    def marked(self, mark: EventMark) -> None:
+        if self.stream is not None:
+            self.stream.marked(mark)
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        if self.stream is not None:
+            self.stream.answer(message, mark)
+
+    def lost(self, id: bytes) -> None:
+        if self.stream is not None:
+            self.stream.lost(id)
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+def _keepsNoSessions(link: ILink | None) -> bool:
+    return IHTTPLink.providedBy(link) and bool(link.sessionless)
+
+
+def _ownHello(revision: str) -> bytes:
+    """The `params` of a handshake of the gateway's own, which offers nothing."""
+    return msgspec.json.encode(
+        {
+            "protocolVersion": revision,
+            "capabilities": {},
+            "clientInfo": {"name": "mcp-gateway", "version": gateway.__version__},
+        }
+    )

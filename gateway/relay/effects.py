@@ -1,0 +1,92 @@
+"""What the pure layers of a relay ask to be done; the relay does it, in order."""
+
+from __future__ import annotations
+
+from attrs import define, field, frozen
+
+from gateway.links.interfaces import ILink
+from gateway.observe.observer import Event
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Message
+
+__all__ = ["Answer", "Call", "Changed", "Deliver", "Effect", "Forget", "Forward", "Happened"]
+
+
+@define(eq=False)
+class Call:
+    """
+    A request of the client that runs.
+
+    id: the client's id as spelled. upstream: the gateway's own id towards the server.
+    token: the client's progress token as spelled, or None.
+    target: where its answer goes, and what belongs to it; opaque here. None for a request of
+        the gateway's own, whose answer nobody waits for.
+    streams: whether its target can carry messages before the answer.
+    present: whether the client still waits for it.
+    deadline, cap: when it times out: without progress, and at all. cancelling: when a cancelled
+        call is given up; None while nobody cancelled it.
+    """
+
+    id: bytes
+    upstream: bytes
+    request: Message
+    token: bytes | None
+    target: object
+    streams: bool
+    context: CallContext
+    started: float
+    deadline: float
+    cap: float
+    present: bool = True
+    cancelling: float | None = field(default=None)
+    via: ILink | None = None
+    replayed: bool = False
+    numbered: bool = False
+
+
+@frozen
+class Forward:
+    """Send a message to the server; call: the request it is, None for anything else."""
+
+    message: Message
+    call: Call | None
+    context: CallContext | None = None
+
+
+@frozen
+class Deliver:
+    """Send a message to the client on a stream: a target of a call, or an attached stream."""
+
+    message: Message
+    target: object
+
+
+@frozen
+class Answer:
+    """Give a call its answer; failed: `data.reason` where the gateway made the answer."""
+
+    call: Call
+    message: Message
+    failed: str = ""
+
+
+@frozen
+class Forget:
+    """The link need not wait for this call any more."""
+
+    call: Call
+
+
+@frozen
+class Changed:
+    """The session's record changed."""
+
+
+@frozen
+class Happened:
+    """Tell the observer."""
+
+    event: Event
+
+
+Effect = Forward | Deliver | Answer | Forget | Changed | Happened

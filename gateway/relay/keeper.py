@@ -1,0 +1,190 @@
+"""
+Keeps one link for one session: makes the handshake, and makes it again when the link was lost.
+
+Any number of callers wait for one attempt (single flight). After a loss the first attempt is made
+at once; while links keep dying young, attempts are spaced by an exponential back-off with jitter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.guard.limits import Limits
+from gateway.links.interfaces import Hello, ILink, ILinkListener, IServer, LinkFailed
+from gateway.observe.observer import IObserver, LinkLost, LinkOpened
+from gateway.wire.context import CallContext
+from gateway.wire.refusals import Reason
+
+__all__ = ["LinkKeeper"]
+
+
+@define(eq=False)
+class LinkKeeper:
+    """
+    One session's link to one server.
+
+    Life: nothing until `acquire` → a link → `lost` → nothing until the next `acquire` → … →
+    `close`. Whoever made the keeper closes it; it closes its link.
+
+    greet: awaited with each new link before anybody else gets it, and whether it is a
+        replacement; what it raises fails the attempt and closes the link.
+    """
+
+    server: IServer
+    listener: ILinkListener
+    clock: IReactorTime
+    limits: Limits
+    observer: IObserver
+    greet: Callable[[ILink, bool], Awaitable[None]]
+    link: ILink | None = None
+    hello: Hello | None = None
+    closed: bool = False
+    _greeting: ILink | None = None
+    _attempt: Deferred[None] | None = None
+    _waiters: list[Deferred[ILink]] = field(factory=list)
+    _opened: bool = False
+    _openedAt: float = 0.0
+    _retryAt: float = 0.0
+    _youngDeaths: int = 0
+    _closings: list[Deferred[None]] = field(factory=list)
+    _log: Logger = field(factory=Logger, init=False)
+
+    def acquire(self, context: CallContext) -> Deferred[ILink]:
+        """
+        The link, or a new one.
+
+        Fails with LinkFailed, or with what `greet` raised. Cancelling gives up waiting, not
+        the attempt.
+        """
+        if self.link is not None:
+            return succeed(self.link)
+        waiter: Deferred[ILink] = Deferred(lambda d: self._waiters.remove(d))
+        self._waiters.append(waiter)
+        if self.closed:
+            self._fire(LinkFailed(Reason.SHUTTING_DOWN, "the session is over"))
+        elif self._attempt is None:
+            attempt = Deferred.fromCoroutine(self._make(context))
+            self._attempt = attempt
+            attempt.addBoth(self._done)
+        return waiter
+
+    async def _make(self, context: CallContext) -> None:
+        hello = self.hello
+        if hello is None:
+            raise LinkFailed(Reason.BAD_ANSWER, "there was no handshake yet")
+        wait = self._retryAt - self.clock.seconds()
+        if wait > 0:
+            await deferLater(self.clock, wait)
+        try:
+            link = await self.server.link(hello, self.listener, context)
+        except LinkFailed:
+            self._backOff()
+            raise
+        if self.closed:
+            await link.close()
+            raise LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
+        again, self._opened = self._opened, True
+        self._greeting, self._openedAt = link, self.clock.seconds()
+        try:
+            await self.greet(link, again)
+        except BaseException:
+            if self._greeting is link:
+                self._closing(link)
+            raise
+        finally:
+            alive, self._greeting = self._greeting is link, None
+        if not alive:
+            raise LinkFailed(Reason.SERVER_EXITED, "the server went away during its start")
+        self.link = link
+        self.observer.observed(LinkOpened(self.server.name))
+
+    def _done(self, result: object) -> None:
+        self._attempt = None
+        if isinstance(result, Failure):
+            why = result.value
+            if why is None or isinstance(why, CancelledError):
+                why = LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
+            self._fire(why)
+        elif self.link is not None:
+            self._fire(self.link)
+
+    def _fire(self, result: ILink | BaseException) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if isinstance(result, BaseException):
+                waiter.errback(result)
+            else:
+                waiter.callback(result)
+
+    def lost(self, reason: Reason) -> None:
+        """The link is gone by itself."""
+        if self._greeting is not None:
+            self._greeting = None
+        elif self.link is not None:
+            self.link = None
+        else:
+            return
+        self.observer.observed(LinkLost(self.server.name, reason.value))
+        if self.clock.seconds() - self._openedAt >= self.limits.respawn_last:
+            self._youngDeaths = 0
+        self._backOff()
+
+    def _backOff(self) -> None:
+        delay = 0.0
+        if self._youngDeaths:
+            delay = min(
+                self.limits.respawn_last,
+                self.limits.respawn_first * 2 ** min(self._youngDeaths - 1, 16),
+            ) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+        self._youngDeaths += 1
+        self._retryAt = self.clock.seconds() + delay
+
+    def retire(self) -> None:
+        """
+        Have the next `acquire` make another link: the server forgot this one's session.
+
+        Nothing is left of it to close, but what is still answered on it may come in.
+        """
+        self.link = None
+
+    def _closing(self, link: ILink) -> None:
+        closing = link.close()
+        self._closings.append(closing)
+
+        def closed(result: object) -> None:
+            self._closings.remove(closing)
+            if isinstance(result, Failure):
+                self._log.failure("while a link closed", result)
+
+        closing.addBoth(closed)
+
+    async def close(self) -> None:
+        """End the link and the attempt. Returns when nothing of them is left."""
+        self.closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+        link, self.link = self.link, None
+        if link is not None:
+            self._closing(link)
+        for closing in list(self._closings):
+            await _outcome(closing)
+
+
+def _outcome(deferred: Deferred[None]) -> Deferred[None]:
+    """Fires when another Deferred does, without taking its result away."""
+    fires: Deferred[None] = Deferred()
+
+    def passes(result: None) -> None:
+        fires.callback(None)
+        return result
+
+    deferred.addBoth(passes)
+    return fires

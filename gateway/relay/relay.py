@@ -1,0 +1,465 @@
+"""
+A relay joins one session to one server: it drives the pure Router and does what it asks.
+
+Thin: beside the router it has the Sender (towards the server), the Readers (back-pressure) and the
+timer of the router's deadlines. The per-call path is plain callbacks, for a coroutine per call
+costs more than the rest of it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define, field
+from msgspec import Raw
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from gateway.guard.limits import Limits
+from gateway.guard.policy import AllowAll, Direction, IPolicy
+from gateway.links.interfaces import (
+    EventMark,
+    Hello,
+    ILink,
+    ILinkListener,
+    IServer,
+    Settled,
+)
+from gateway.observe.observer import (
+    CallAnswered,
+    CallFailed,
+    IObserver,
+    MessageDropped,
+    SessionRecovered,
+)
+from gateway.relay.effects import Answer, Call, Changed, Deliver, Effect, Forget, Forward
+from gateway.relay.keeper import LinkKeeper
+from gateway.relay.readers import Readers
+from gateway.relay.recovery import narrowed, repetitions
+from gateway.relay.router import Router
+from gateway.relay.sender import Note, Sender, SessionOver
+from gateway.servers.settings import HTTPSettings
+from gateway.sessions.registry import Session, SessionRegistry
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message, members, text
+from gateway.wire.refusals import Reason, callFailed
+
+__all__ = ["Relay", "Target"]
+
+
+class Target(Protocol):
+    """Where a relay sends what the client shall get: the answer to a POST, or a stream."""
+
+    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+        """Send a message that is no answer. False: it was not taken."""
+
+    def marked(self, mark: EventMark) -> None:
+        """Send an event that has no message."""
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        """Send the answer to a call."""
+
+    def lost(self, id: bytes) -> None:
+        """The session is lost and the call with this id got no answer."""
+
+    def close(self) -> None:
+        """The session is over: end in order."""
+
+
+@implementer(ILinkListener)
+@define(eq=False)
+class Relay:
+    """
+    The live part of a session.
+
+    Life: made with the session by the proxy that opened it → `open` makes the handshake →
+    requests and messages → the session's end closes the streams and the link.
+
+    transparent: whether client's and server's streams are the same ones: each message goes
+    where the server put it, and event ids pass.
+    """
+
+    session: Session
+    server: IServer
+    registry: SessionRegistry
+    policy: IPolicy
+    limits: Limits
+    clock: IReactorTime
+    observer: IObserver
+    context: CallContext
+    transparent: bool = False
+    router: Router = field(init=False)
+    readers: Readers = field(init=False)
+    sender: Sender = field(init=False)
+    closing: Deferred[None] | None = field(default=None, init=False)
+    _keeper: LinkKeeper = field(init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
+    _judges: bool = field(init=False)
+    _log: Logger = field(factory=Logger, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        settings = self.server.settings
+        http = isinstance(settings, HTTPSettings)
+        self.router = Router(
+            self.session.record,
+            self.limits,
+            settings.timeout,
+            settings.max_timeout,
+            self.transparent,
+        )
+        self.readers = Readers(self.router.calls, http)
+        self._keeper = LinkKeeper(
+            self.server, self, self.clock, self.limits, self.observer, self._greet
+        )
+        self.sender = Sender(
+            self._keeper,
+            self,
+            self.limits,
+            self.clock,
+            self.observer,
+            self.server.name,
+            self.context,
+            notes=http,
+            endsWithLink=http,
+        )
+        self._judges = not isinstance(self.policy, AllowAll)
+        self.session.live = self
+        self.session.whenEnded(self._sessionEnded)
+
+    # Set-up.
+
+    async def open(self, params: bytes) -> Message:
+        """
+        Make the session's handshake with the `params` of the client's `initialize`.
+
+        Returns the server's response. Raises LinkFailed, or StoreRefused.
+        """
+        self.greetAs(params)
+        link = await self._keeper.acquire(self.context)
+        self._negotiated(members(link.answer.fields.get("result")))
+        await self.registry.changed(self.session)
+        return link.answer
+
+    def _negotiated(self, result: dict[str, Raw]) -> None:
+        record = self.session.record
+        version = result.get("protocolVersion")
+        record.revision = (version is not None and text(bytes(version))) or ""
+        record.capabilities = bytes(result.get("capabilities", b"{}"))
+
+    @property
+    def link(self) -> ILink | None:
+        """The link, while there is one."""
+        return self._keeper.link
+
+    def acquire(self) -> Deferred[ILink]:
+        """The link, made again if it was lost. Fails with LinkFailed or SessionOver."""
+        return self._keeper.acquire(self.context)
+
+    def abandon(self, link: ILink) -> None:
+        """The server forgot this link's session: the next `acquire` makes another."""
+        if link is self._keeper.link:
+            self._keeper.retire()
+
+    def greetAs(self, params: bytes) -> None:
+        """Make the handshake with these `params`, the gateway's own, when a link is needed."""
+        self.session.record.initialize = params
+        self._keeper.hello = Hello(params)
+        self.router.greeted()
+
+    async def dismiss(self) -> None:
+        """End a relay whose session is in no registry. Returns when its link is closed."""
+        self.session.ended = self.session.ended or "dismissed"
+        self._sessionEnded(self.session.ended)
+        if self.closing is not None:
+            await self.closing
+
+    async def _greet(self, link: ILink, again: bool) -> None:
+        """A new link: what was said to the last one is said again, then what waited goes."""
+        self.readers.linked(link)
+        record = self.session.record
+        if not again and not record.initialized:
+            return
+        result = members(link.answer.fields.get("result"))
+        if again and narrowed(record, result):
+            raise SessionOver
+        said, told = repetitions(record, result)
+        for message in said:
+            if message.kind is Kind.REQUEST:
+                now = self.clock.seconds()
+                for effect in self.router.ownRequest(message, self.context, now):
+                    if isinstance(effect, Forward) and effect.call is not None:
+                        effect.call.via = link
+                        link.send(effect.message, effect.call, self.context)
+            elif self.sender.notes:
+                note = Note(message, self.context, replayed=True, via=link)
+                link.send(message, note, self.context)
+                await note.taken
+            else:
+                link.send(message, None, self.context)
+        self._arm()
+        if again:
+            self.observer.observed(SessionRecovered(self.server.name, self.session.tag))
+            for message in told:
+                self.received(message, None)
+        else:
+            self._negotiated(result)
+
+    # From the client, by its proxy.
+
+    def request(
+        self, message: Message, target: Target, streams: bool, context: CallContext
+    ) -> None:
+        """Relay a request; `target` gets its answer, and before it, if `streams`, the rest."""
+        now = self.clock.seconds()
+        self.session.callStarted(now)
+        if self._judges and not self._allows(Direction.TO_SERVER, message, context):
+            assert message.id is not None
+            refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
+            self._ended(message.method, now, refused, Reason.FORBIDDEN.value)
+            target.answer(refused)
+            return
+        self._do(self.router.request(message, target, streams, context, now))
+        self.readers.weigh()
+        self._arm()
+
+    def message(self, message: Message, context: CallContext) -> Deferred[bool]:
+        """
+        Relay a notification or a response.
+
+        Fires with True once it is on its way (`queue_wait` seconds at the latest), with False
+        if the server's queue is full.
+        """
+        now = self.clock.seconds()
+        self.session.use(now)
+        if message.kind is Kind.RESPONSE:
+            effects = self.router.response(message, now)
+        elif self._judges and not self._allows(Direction.TO_SERVER, message, context):
+            self._drop("forbidden")
+            return succeed(True)
+        else:
+            effects = self.router.notification(message, now)
+        told: Deferred[bool] = succeed(True)
+        for effect in effects:
+            if isinstance(effect, Forward) and self.sender.notes:
+                told = self.sender.note(effect.message, context)
+            elif isinstance(effect, Forward):
+                told = succeed(self.sender.send(effect.message, None, context))
+            else:
+                self._do([effect])
+        self._arm()
+        return told
+
+    def attach(self, stream: Target) -> None:
+        """The client opened a stream for what belongs to no call."""
+        self._do(self.router.attached(stream))
+
+    def detach(self, stream: Target) -> None:
+        """It ended."""
+        self.router.detached(stream)
+
+    def gone(self, target: object) -> None:
+        """The client no longer waits on this target; its calls go on (MCP: no cancel)."""
+        for call in self.router.calls.values():
+            if call.target is target:
+                call.present = False
+                if call.numbered and call.via is not None:
+                    # The server will give the rest when the client resumes the stream.
+                    call.via.cancel(call)
+
+    def _allows(self, direction: Direction, message: Message, context: CallContext) -> bool:
+        name = message.paramText("name") or message.paramText("uri") or ""
+        return self.policy.allows(direction, message.method, name, context)
+
+    # A stream's watch.
+
+    def readerOpened(self, reader: object, target: object) -> None:
+        """A stream is open; `target` is what the router knows it by."""
+        self.readers.opened(reader, target)
+
+    def readerClosed(self, reader: object) -> None:
+        """It ended."""
+        self.readers.closed(reader)
+
+    def readerBlocked(self, reader: object) -> None:
+        """Its client does not read."""
+        self.readers.blocked(reader)
+
+    def readerDrained(self, reader: object) -> None:
+        """It reads again."""
+        self.readers.drained(reader)
+
+    # ILinkListener.
+
+    def received(
+        self, message: Message, origin: object | None, mark: EventMark | None = None
+    ) -> None:
+        if self.session.ended:
+            return
+        if (
+            self._judges
+            and message.kind is not Kind.RESPONSE
+            and not self._allows(Direction.TO_CLIENT, message, self.context)
+        ):
+            self._drop("forbidden")
+            return
+        if mark is not None and mark.id is not None and isinstance(origin, Call):
+            origin.numbered = self.transparent
+        effects = self.router.fromServer(message, origin, self.clock.seconds())
+        self._do(effects, mark if self.transparent else None)
+        self._arm()
+
+    def marked(self, origin: object | None, mark: EventMark) -> None:
+        if not self.transparent:
+            return
+        if isinstance(origin, Call):
+            origin.numbered = origin.numbered or mark.id is not None
+            if origin.present and origin.streams:
+                origin.target.marked(mark)  # type: ignore[attr-defined]
+        elif origin in self.router.streams:
+            origin.marked(mark)  # type: ignore[attr-defined]
+
+    def ended(self, origin: object) -> None:
+        if origin in self.router.streams:
+            origin.close()  # type: ignore[attr-defined]
+
+    def accepted(self, call: object) -> None:
+        if isinstance(call, Note):
+            call.done()
+
+    def settled(self, call: object, settled: Settled) -> None:
+        if self.session.ended:
+            return
+        gone = settled.status == 404
+        if isinstance(call, Note):
+            if gone and not call.replayed:
+                self.sender.again(call.message, call)
+            else:
+                self._drop("undeliverable")
+                call.done()
+        elif isinstance(call, Call) and self.isRunning(call):
+            if gone and call.target is not None:
+                self.sender.again(self.router.towardsServer(call), call)
+            elif call.numbered and settled.reason is Reason.OUTCOME_UNKNOWN:
+                # The server closed a stream that its client can resume (SEP-1699).
+                call.present = False
+                call.target.close()  # type: ignore[attr-defined]
+            else:
+                self._do(self.router.settled(call, settled.reason, settled.message, settled.body))
+
+    def drained(self) -> None:
+        """A full queue refused at once; nothing waits here for room."""
+
+    def lost(self, reason: Reason, message: str) -> None:
+        self._keeper.lost(reason)
+        self.readers.linked(None)
+        if self.session.ended:
+            return
+        self._do(self.router.linkLost(reason, message, self.clock.seconds()))
+        if self.server.settings.on_exit == "lost":
+            self.over()
+
+    # The sender's outcome.
+
+    def unsent(self, call: Call, reason: Reason, why: str) -> None:
+        self._do(self.router.settled(call, reason, why))
+
+    def isRunning(self, call: Call) -> bool:
+        return call.upstream in self.router.calls
+
+    def over(self) -> None:
+        """The session is lost: its clients get the one 404."""
+        self.registry.end(self.session, "lost")
+
+    # Effects.
+
+    def _do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
+        for effect in effects:
+            if isinstance(effect, Forward):
+                self._forward(effect)
+            elif isinstance(effect, Answer):
+                call = effect.call
+                self._ended(call.request.method, call.started, effect.message, effect.failed)
+                if call.present:
+                    call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
+                else:
+                    self._drop("client_gone")
+            elif isinstance(effect, Deliver):
+                if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
+                    undone = self.router.undeliverable(effect.message, self.clock.seconds())
+                    self._do(undone)
+            elif isinstance(effect, Forget):
+                if effect.call.via is not None:
+                    effect.call.via.cancel(effect.call)
+            elif isinstance(effect, Changed):
+                self.registry.changed(self.session).addErrback(
+                    lambda failure: self._log.failure("a session's change is not stored", failure)
+                )
+            else:
+                self.observer.observed(effect.event)
+
+    def _forward(self, effect: Forward) -> None:
+        call = effect.call
+        if self.sender.send(effect.message, call, effect.context or self.context):
+            return
+        if call is None:
+            self._drop("undeliverable")
+        else:
+            self.unsent(call, Reason.OVERLOADED, "the server does not keep up")
+
+    def _ended(self, method: str, started: float, message: Message, failed: str) -> None:
+        now = self.clock.seconds()
+        self.session.callEnded(now)
+        if failed:
+            self.observer.observed(CallFailed(self.server.name, method, failed))
+        else:
+            self.observer.observed(
+                CallAnswered(self.server.name, method, now - started, message.isError)
+            )
+
+    def _drop(self, why: str) -> None:
+        self.observer.observed(MessageDropped(self.server.name, why))
+
+    # Time.
+
+    def _arm(self) -> None:
+        soonest = self.router.soonest
+        if soonest == float("inf") or self.session.ended:
+            return
+        if self._timer is not None and self._timer.active():
+            if self._timer.getTime() <= soonest:
+                return
+            self._timer.cancel()
+        self._timer = self.clock.callLater(max(0.0, soonest - self.clock.seconds()), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._do(self.router.expired(self.clock.seconds()))
+        self._arm()
+
+    # The end.
+
+    def _sessionEnded(self, reason: str) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        for call in self.router.withdrawn():
+            if call.via is not None:
+                call.via.cancel(call)
+            if call.present:
+                self._withdraw(call, reason)
+        for stream in self.readers.targets:
+            stream.close()  # type: ignore[attr-defined]
+        self.sender.forget()
+        self.closing = Deferred.fromCoroutine(self._keeper.close())
+        self.closing.addErrback(lambda failure: self._log.failure("while a link closed", failure))
+
+    def _withdraw(self, call: Call, reason: str) -> None:
+        target: Target = call.target  # type: ignore[assignment]
+        if reason == "lost":
+            target.lost(call.id)
+        elif reason == "shutdown":
+            target.answer(callFailed(call.id, Reason.SHUTTING_DOWN, "the gateway is shutting down"))
+        else:
+            target.answer(callFailed(call.id, Reason.CANCELLED, "the session was ended"))

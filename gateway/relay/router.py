@@ -1,0 +1,473 @@
+"""
+Ids and routes between one legacy session and one link: which message goes where, under which id.
+
+Pure: it takes messages and `now`, returns effects, and calls nothing. Theory of operation:
+
+ 1. A request of the client gets an id of the gateway's own towards the server, and its progress
+    token, if any, becomes that id; the answer and the progress get the client's spelling back.
+    So equal ids of two clients, or two equal ids in flight, never meet.
+ 2. A request of the server gets an id of the gateway's own towards the client, the same way.
+ 3. `notifications/cancelled` names the id its receiver knows.
+ 4. Each message for the client goes to exactly one stream (wire contract, "How an answer
+    travels"): an answer and progress to their call's; what the link says belongs to a call to
+    that call's; server requests and log messages of a session's only running call to that
+    call's; otherwise to the newest GET stream; without one to the newest running call's;
+    without one it waits, bounded in time, number and bytes.
+ 5. A call ends exactly once: by its answer, its deadline, its cancellation, the loss of the link
+    or the end of the session. What comes later is dropped and counted.
+ 6. The deadline of a call moves with its progress and stands still while a request of the server
+    is unanswered; its cap does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define, field
+
+from gateway.guard.limits import Limits
+from gateway.observe.observer import BoundReached, CallStarted, MessageDropped
+from gateway.relay.effects import (
+    Answer,
+    Call,
+    Changed,
+    Deliver,
+    Effect,
+    Forget,
+    Forward,
+    Happened,
+)
+from gateway.relay.waiting import WaitingRoom
+from gateway.sessions.record import SessionRecord
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message, members, notification
+from gateway.wire.refusals import Reason, callFailed, errorMessage
+
+__all__ = ["Router"]
+
+_NEEDS = {
+    "sampling/createMessage": "sampling",
+    "elicitation/create": "elicitation",
+    "roots/list": "roots",
+}
+"""The client capability a server's request needs."""
+
+_NEVER = float("inf")
+
+
+@define(eq=False)
+class _ServerRequest:
+    """A request of the server that the client has not answered."""
+
+    id: bytes
+    token: bytes | None
+    target: object
+
+
+@define(eq=False)
+class Router:
+    """
+    The routes of one session. One at a time; its relay drives it and forgets it.
+
+    record: the session's record; what the traffic teaches is written to it.
+    timeout, max_timeout: seconds a call may take without progress, and at all.
+    strict: whether a message goes only where the link says it belongs, and nowhere else: the
+        streams of client and server are the same ones then.
+    """
+
+    record: SessionRecord
+    limits: Limits
+    timeout: float
+    max_timeout: float
+    strict: bool = False
+    calls: dict[bytes, Call] = field(factory=dict, init=False)
+    soonest: float = field(default=_NEVER, init=False)
+    _streams: list[Any] = field(factory=list, init=False)
+    _requests: dict[bytes, _ServerRequest] = field(factory=dict, init=False)
+    _waiting: WaitingRoom = field(init=False)
+    _pausedSince: float | None = field(default=None, init=False)
+    _lastID: int = field(default=0, init=False)
+    _capabilities: frozenset[str] = field(default=frozenset(), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiting = WaitingRoom(self.limits)
+        self.greeted()
+
+    def greeted(self) -> None:
+        """The record's `initialize` is new: learn what the client can do."""
+        declared = members(self.record.initialize).get("capabilities")
+        self._capabilities = frozenset(members(declared))
+
+    # From the client.
+
+    def request(
+        self, message: Message, target: object, streams: bool, context: CallContext, now: float
+    ) -> list[Effect]:
+        """A request came; its answer and what belongs to it go to `target`."""
+        assert message.id is not None
+        call = Call(
+            id=message.id,
+            upstream=self._nextID(),
+            request=message,
+            token=message.meta("progressToken"),
+            target=target,
+            streams=streams,
+            context=context,
+            started=now,
+            deadline=now + self.timeout,
+            cap=now + self.max_timeout,
+        )
+        server = self.record.server
+        if len(self.calls) >= self.limits.max_calls:
+            answer = callFailed(call.id, Reason.OVERLOADED, "too many calls run in this session")
+            return [
+                Happened(BoundReached("max_calls", server)),
+                Answer(call, answer, Reason.OVERLOADED.value),
+            ]
+        self.calls[call.upstream] = call
+        self._due(min(call.deadline, call.cap))
+        effects: list[Effect] = [
+            Happened(CallStarted(server, message.method)),
+            Forward(self.towardsServer(call), call, context),
+        ]
+        if streams and self._waiting:
+            effects += self._flush()
+        return effects
+
+    def towardsServer(self, call: Call) -> Message:
+        """The call's request under the ids the server gets."""
+        message = call.request
+        if call.token is not None:
+            message = message.withMeta("progressToken", call.upstream)
+        return message.withID(call.upstream)
+
+    def ownRequest(self, message: Message, context: CallContext, now: float) -> list[Effect]:
+        """A request of the gateway itself, whose answer nobody waits for."""
+        effects = self.request(message, None, False, context, now)
+        for effect in effects:
+            if isinstance(effect, Forward) and effect.call is not None:
+                effect.call.present = False
+        return effects
+
+    def notification(self, message: Message, now: float) -> list[Effect]:
+        """A notification of the client came."""
+        if message.method == "notifications/cancelled":
+            return self._cancelledByClient(message, now)
+        if message.method == "notifications/progress":
+            known = self._requests.get(message.param("progressToken") or b"")
+            if known is None or known.token is None:
+                return [self._dropped("unknown_token")]
+            return [Forward(message.withParam("progressToken", known.token), None)]
+        if message.method == "notifications/initialized":
+            if self.record.initialized:
+                return [self._dropped("initialized_twice")]
+            self.record.initialized = True
+            return [Changed(), Forward(message, None), *self._flush()]
+        return [Forward(message, None)]
+
+    def response(self, message: Message, now: float) -> list[Effect]:
+        """The client answered a request of the server."""
+        assert message.id is not None
+        known = self._requests.pop(message.id, None)
+        if known is None:
+            return [self._dropped("stray_response")]
+        self._resume(now)
+        return [Forward(message.withID(known.id), None)]
+
+    def _cancelledByClient(self, message: Message, now: float) -> list[Effect]:
+        id = message.param("requestId")
+        for call in reversed(self.calls.values()):
+            if call.id == id and call.cancelling is None and call.target is not None:
+                call.cancelling = now + self.limits.cancel_wait
+                self._due(call.cancelling)
+                return [Forward(message.withParam("requestId", call.upstream), None)]
+        return [self._dropped("stray_cancel")]
+
+    # From the server.
+
+    def fromServer(self, message: Message, origin: object, now: float) -> list[Effect]:
+        """
+        The server sent a message.
+
+        origin: the call or the attached stream it belongs to, or None where the link has one
+            stream for all.
+        """
+        if message.kind is Kind.RESPONSE:
+            return self._answered(message, origin)
+        if message.kind is Kind.REQUEST:
+            return self._requestOfServer(message, origin, now)
+        if message.method == "notifications/progress":
+            return self._progress(message, now)
+        if message.method == "notifications/cancelled":
+            return self._cancelledByServer(message, now)
+        return self._routed(message, origin, now, message.method == "notifications/message")
+
+    def _answered(self, message: Message, origin: object) -> list[Effect]:
+        assert message.id is not None
+        call = self.calls.pop(message.id, None)
+        if call is None:
+            known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
+            return [self._dropped("late_answer" if known else "unknown_id")]
+        effects: list[Effect] = []
+        if not message.isError and self._learnt(call.request):
+            effects.append(Changed())
+        if call.target is None:
+            return effects
+        if not call.present and origin in self._streams:
+            # The client vanished from its own stream and resumed it on this one.
+            call.target, call.present = origin, True
+        effects.append(Answer(call, message.withID(call.id)))
+        return effects
+
+    def _learnt(self, request: Message) -> bool:
+        """Write to the record what has to be said again after a recovery."""
+        record = self.record
+        if request.method == "logging/setLevel":
+            record.log_level = request.param("level") or b""
+            return True
+        uri = request.paramText("uri") if request.method.startswith("resources/") else None
+        if request.method == "resources/subscribe" and uri is not None:
+            if uri not in record.subscriptions:
+                record.subscriptions.append(uri)
+            return True
+        if request.method == "resources/unsubscribe" and uri in record.subscriptions:
+            record.subscriptions.remove(uri)
+            return True
+        return False
+
+    def _progress(self, message: Message, now: float) -> list[Effect]:
+        call = self.calls.get(message.param("progressToken") or b"")
+        if call is None or call.token is None:
+            return [self._dropped("unknown_token")]
+        call.deadline = now + self.timeout
+        if not (call.present and call.streams):
+            return [self._dropped("no_stream_for_progress")]
+        return [Deliver(message.withParam("progressToken", call.token), call.target)]
+
+    def _requestOfServer(self, message: Message, origin: object, now: float) -> list[Effect]:
+        assert message.id is not None
+        needed = _NEEDS.get(message.method)
+        if needed is not None and needed not in self._capabilities:
+            return [self._refused(message.id, -32601, f"The client does not offer {needed}")]
+        if len(self._requests) >= self.limits.max_server_requests:
+            return [
+                Happened(BoundReached("max_server_requests", self.record.server)),
+                self._refused(message.id, -32603, "Too many requests wait for the client"),
+            ]
+        ours = self._nextID()
+        token = message.meta("progressToken")
+        self._requests[ours] = _ServerRequest(message.id, token, None)
+        if self._pausedSince is None:
+            self._pausedSince = now
+        if token is not None:
+            message = message.withMeta("progressToken", ours)
+        return self._routed(message.withID(ours), origin, now, True)
+
+    def _cancelledByServer(self, message: Message, now: float) -> list[Effect]:
+        id = message.param("requestId")
+        for ours, known in self._requests.items():
+            if known.id == id:
+                del self._requests[ours]
+                self._resume(now)
+                self._waiting.remove(ours)
+                if known.target is None:
+                    return []
+                return [Deliver(message.withParam("requestId", ours), known.target)]
+        return [self._dropped("stray_cancel")]
+
+    def undeliverable(self, message: Message, now: float) -> list[Effect]:
+        """The stream of a `Deliver` did not take it."""
+        if message.kind is Kind.REQUEST and message.id is not None:
+            known = self._requests.pop(message.id, None)
+            if known is not None:
+                self._resume(now)
+                return [self._refused(known.id, -32603, "The client does not keep up")]
+        return [self._dropped("undeliverable")]
+
+    # Streams.
+
+    def _routed(
+        self, message: Message, origin: object, now: float, toOnlyCall: bool
+    ) -> list[Effect]:
+        target = None if self._isHeld(message) else self._target(origin, toOnlyCall)
+        if target is None:
+            return self._unheard(message, now) if self.strict else self._wait(message, now)
+        return [self._deliver(message, target)]
+
+    def _target(self, origin: object, toOnlyCall: bool) -> object:
+        if isinstance(origin, Call):
+            if origin.present and origin.streams:
+                return origin.target
+        elif origin in self._streams:
+            return origin
+        if self.strict:
+            return None
+        if toOnlyCall and len(self.calls) == 1:
+            (call,) = self.calls.values()
+            if call.present and call.streams:
+                return call.target
+        if self._streams:
+            return self._streams[-1]
+        for call in reversed(self.calls.values()):
+            if call.present and call.streams:
+                return call.target
+        return None
+
+    def _deliver(self, message: Message, target: object) -> Deliver:
+        if message.kind is Kind.REQUEST and message.id is not None:
+            known = self._requests.get(message.id)
+            if known is not None:
+                known.target = target
+        return Deliver(message, target)
+
+    def attached(self, stream: object) -> list[Effect]:
+        """The client opened a stream for what belongs to no call."""
+        self._streams.append(stream)
+        return self._flush()
+
+    def detached(self, stream: object) -> None:
+        """A stream ended."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+
+    @property
+    def streams(self) -> list[Any]:
+        """The attached streams, the newest last."""
+        return self._streams
+
+    def _wait(self, message: Message, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for bound, dropped in self._waiting.add(message, now):
+            effects.append(Happened(BoundReached(bound, self.record.server)))
+            effects += self._unheard(dropped, now)
+        self._due(self._waiting.due)
+        return effects
+
+    def _unheard(self, message: Message, now: float) -> list[Effect]:
+        known = self._requests.pop(message.id, None) if message.id is not None else None
+        if known is None:
+            return [self._dropped("no_stream")]
+        self._resume(now)
+        return [self._refused(known.id, -32603, "The client has no stream open")]
+
+    def _flush(self) -> list[Effect]:
+        """Send what waited, in order, to the streams there are now."""
+        effects: list[Effect] = []
+
+        def takes(message: Message) -> bool:
+            request = message.kind is Kind.REQUEST
+            logs = message.method == "notifications/message"
+            target = None if self._isHeld(message) else self._target(None, request or logs)
+            if target is not None:
+                effects.append(self._deliver(message, target))
+            return target is not None
+
+        self._waiting.sweep(takes)
+        return effects
+
+    def _isHeld(self, message: Message) -> bool:
+        """Whether a request of the server waits for `notifications/initialized`."""
+        return (
+            message.kind is Kind.REQUEST
+            and message.method != "ping"
+            and not self.record.initialized
+            and not self.strict
+        )
+
+    # Ends.
+
+    def settled(
+        self, call: Call, reason: Reason, message: str, body: Message | None = None
+    ) -> list[Effect]:
+        """A call ended without an answer; body: the server's own error, where it gave one."""
+        if self.calls.pop(call.upstream, None) is None:
+            return []
+        if body is not None and call.target is not None:
+            return [Answer(call, body.withID(call.id))]
+        return self._failed(call, reason, message)
+
+    def linkLost(self, reason: Reason, message: str, now: float) -> list[Effect]:
+        """The link is gone: what was pending fails at once, the server's requests are void."""
+        calls = list(self.calls.values())
+        self.calls.clear()
+        effects: list[Effect] = []
+        for call in calls:
+            effects += self._failed(call, reason, message)
+        requests, self._requests = self._requests, {}
+        for ours, known in requests.items():
+            self._waiting.remove(ours)
+            if known.target is not None:
+                void = notification("notifications/cancelled", requestId=ours)
+                effects.append(Deliver(void, known.target))
+        self._resume(now)
+        return effects
+
+    def withdrawn(self) -> list[Call]:
+        """Take every running call out: the session is over, its answers come from elsewhere."""
+        calls = list(self.calls.values())
+        self.calls.clear()
+        return calls
+
+    def _failed(self, call: Call, reason: Reason, message: str) -> list[Effect]:
+        if call.target is None:
+            return []
+        return [Answer(call, callFailed(call.id, reason, message), reason.value)]
+
+    def expired(self, now: float) -> list[Effect]:
+        """Do what is due; `soonest` tells when to call again."""
+        effects: list[Effect] = []
+        for call in list(self.calls.values()):
+            effects += self._expiredCall(call, now)
+        for message in self._waiting.takeDue(now):
+            effects.append(Happened(BoundReached("queued_for", self.record.server)))
+            effects += self._unheard(message, now)
+        self.soonest = min(
+            (self._dueOf(call) for call in self.calls.values()),
+            default=_NEVER,
+        )
+        self._due(self._waiting.due)
+        return effects
+
+    def _dueOf(self, call: Call) -> float:
+        if call.cancelling is not None:
+            return call.cancelling
+        return call.cap if self._pausedSince is not None else min(call.deadline, call.cap)
+
+    def _expiredCall(self, call: Call, now: float) -> list[Effect]:
+        if self._dueOf(call) > now:
+            return []
+        del self.calls[call.upstream]
+        if call.cancelling is not None:
+            return [Forget(call), *self._failed(call, Reason.CANCELLED, "the call was cancelled")]
+        cancelled = notification(
+            "notifications/cancelled", requestId=call.upstream, reason=b'"timeout"'
+        )
+        return [
+            Forward(cancelled, None),
+            Forget(call),
+            *self._failed(call, Reason.TIMEOUT, "the server did not answer in time"),
+        ]
+
+    def _due(self, when: float) -> None:
+        if when < self.soonest:
+            self.soonest = when
+
+    def _resume(self, now: float) -> None:
+        """No request of the server is unanswered any more: let the deadlines run again."""
+        if self._requests or self._pausedSince is None:
+            return
+        stood = now - self._pausedSince
+        self._pausedSince = None
+        for call in self.calls.values():
+            call.deadline += stood
+            self._due(min(call.deadline, call.cap))
+
+    def _nextID(self) -> bytes:
+        self._lastID += 1
+        return b"%d" % self._lastID
+
+    def _refused(self, id: bytes, code: int, message: str) -> Forward:
+        return Forward(errorMessage(id, code, message), None)
+
+    def _dropped(self, why: str) -> Happened:
+        return Happened(MessageDropped(self.record.server, why))

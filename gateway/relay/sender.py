@@ -1,0 +1,179 @@
+"""
+Towards the server: what a session sends goes to its link, or waits for the link being made.
+
+A call that an HTTP server refused because its session is lost provably did not run: it is sent
+once more on the next link. A second refusal ends the session.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gateway.guard.limits import Limits
+from gateway.links.interfaces import LinkFailed
+from gateway.observe.observer import BoundReached, IObserver, MessageDropped
+from gateway.relay.effects import Call
+from gateway.relay.keeper import LinkKeeper
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message
+from gateway.wire.refusals import Reason
+
+__all__ = ["Note", "Sender", "SessionOver"]
+
+
+class SessionOver(Exception):
+    """The session cannot go on with what the server came back with."""
+
+
+@define(eq=False)
+class Note:
+    """A notification or response on its way to an HTTP server, until the server took it."""
+
+    message: Message
+    context: CallContext
+    taken: Deferred[None] = field(factory=Deferred)
+    replayed: bool = False
+    via: object = None
+
+    def done(self) -> None:
+        """The server took it, or never will."""
+        if not self.taken.called:
+            self.taken.callback(None)
+
+
+class _Outcome(Protocol):
+    """The relay, as its sender sees it."""
+
+    def unsent(self, call: Call, reason: Reason, why: str) -> None:
+        """A call could not be sent."""
+
+    def isRunning(self, call: Call) -> bool:
+        """Whether anybody still waits for a call."""
+
+    def over(self) -> None:
+        """The session is lost."""
+
+
+@define(eq=False)
+class Sender:
+    """
+    The way of one session to its server.
+
+    notes: whether notifications and responses are followed until the server took them, as over
+    HTTP, where each has a request of its own and could overtake another.
+    endsWithLink: whether the session is over when a lost link cannot be made again.
+    """
+
+    keeper: LinkKeeper
+    outcome: _Outcome
+    limits: Limits
+    clock: IReactorTime
+    observer: IObserver
+    name: str
+    context: CallContext
+    notes: bool
+    endsWithLink: bool
+    _outgoing: deque[tuple[Message, Call | Note | None, CallContext]] = field(
+        factory=deque, init=False
+    )
+    _log: Logger = field(factory=Logger, init=False)
+
+    def send(self, message: Message, call: Call | Note | None, context: CallContext) -> bool:
+        """Send, or wait for the link. False: not taken, a queue is full."""
+        link = self.keeper.link
+        if link is not None and not self._outgoing:
+            if call is not None:
+                call.via = link
+            return link.send(message, call, context)
+        if message.kind is Kind.RESPONSE:
+            # Whoever asked went away with the link.
+            self._undelivered(call)
+            return True
+        if len(self._outgoing) >= self.limits.max_stdin_messages:
+            self.observer.observed(BoundReached("max_stdin_messages", self.name))
+            return False
+        self._wait(message, call, context)
+        return True
+
+    def _wait(self, message: Message, call: Call | Note | None, context: CallContext) -> None:
+        self._outgoing.append((message, call, context))
+        if len(self._outgoing) == 1:
+            acquired = self.keeper.acquire(self.context)
+            acquired.addCallbacks(lambda _: self._linked(), self._notLinked)
+            acquired.addErrback(lambda failure: self._log.failure("while sending", failure))
+
+    def again(self, message: Message, call: Call | Note) -> None:
+        """The server refused this for its session is lost: once more on the next link."""
+        if call.replayed:
+            self.outcome.over()
+            return
+        call.replayed = True
+        if call.via is self.keeper.link:
+            self.keeper.retire()
+        self._wait(message, call, call.context)
+
+    def note(self, message: Message, context: CallContext) -> Deferred[bool]:
+        """
+        Send a notification or response.
+
+        Fires with True once the server took it, `queue_wait` seconds from now at the latest;
+        with False if a queue is full.
+        """
+        note = Note(message, context)
+        told: Deferred[bool] = Deferred()
+        if not self.send(message, note, context):
+            told.callback(False)
+            return told
+        timer = self.clock.callLater(self.limits.queue_wait, note.done)
+
+        def taken(_: None) -> None:
+            if timer.active():
+                timer.cancel()
+            told.callback(True)
+
+        note.taken.addCallback(taken)
+        return told
+
+    def _linked(self) -> None:
+        outgoing, self._outgoing = self._outgoing, deque()
+        for message, call, context in outgoing:
+            if isinstance(call, Call):
+                if not self.outcome.isRunning(call):
+                    continue
+                if not self.send(message, call, context):
+                    self.outcome.unsent(call, Reason.OVERLOADED, "the server does not keep up")
+            elif not self.send(message, call, context):
+                self._undelivered(call)
+
+    def _notLinked(self, failure: Failure) -> None:
+        outgoing, self._outgoing = self._outgoing, deque()
+        error = failure.value
+        if isinstance(error, SessionOver) or (self.endsWithLink and isinstance(error, LinkFailed)):
+            self.outcome.over()
+        elif not isinstance(error, LinkFailed):
+            self._log.failure("a handshake broke", failure)
+            error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
+        for _, call, _ in outgoing:
+            if not isinstance(call, Call):
+                self._undelivered(call)
+            elif isinstance(error, LinkFailed):
+                self.outcome.unsent(call, error.reason, error.message)
+
+    def _undelivered(self, note: Call | Note | None) -> None:
+        self.observer.observed(MessageDropped(self.name, "undeliverable"))
+        if isinstance(note, Note):
+            note.done()
+
+    def forget(self) -> None:
+        """The session is over: nothing waits any more."""
+        outgoing, self._outgoing = self._outgoing, deque()
+        for _, call, _ in outgoing:
+            if isinstance(call, Note):
+                call.done()

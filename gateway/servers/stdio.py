@@ -1,0 +1,187 @@
+"""A configured server that is a child process: one child for each link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from gateway.guard.limits import Limits
+from gateway.links.interfaces import (
+    Health,
+    Hello,
+    ILink,
+    ILinkListener,
+    IServer,
+    LinkFailed,
+    Reason,
+)
+from gateway.links.process import Program, Reaper
+from gateway.links.serverlog import ServerLog
+from gateway.links.stdio import StdioLink, StdioParts
+from gateway.observe.observer import IObserver
+from gateway.servers.settings import StdioSettings
+from gateway.wire.context import CallContext
+
+__all__ = ["INHERITED", "StdioServer", "childEnvironment"]
+
+_log = Logger()
+
+INHERITED = frozenset(
+    {
+        # who and where the user is
+        "HOME",
+        "LOGNAME",
+        "PATH",
+        "SHELL",
+        "TERM",
+        "USER",
+        # how text and time look; with these, every LC_* variable
+        "LANG",
+        "TZ",
+        # where files go; uvx, npx and their like keep what they fetched there
+        "TMPDIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_RUNTIME_DIR",
+        "XDG_STATE_HOME",
+        # which certificates to trust
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+    }
+)
+"""The variables of the gateway's environment that a child gets; with them every LC_*."""
+
+
+def childEnvironment(environ: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
+    """
+    The whole environment of a child.
+
+    environ: the gateway's; of it, only what INHERITED allows, and no exported shell functions.
+    env: what is configured for the server; wins.
+    """
+    inherited = {
+        name: value
+        for name, value in environ.items()
+        if (name in INHERITED or name.startswith("LC_")) and not value.startswith("()")
+    }
+    return {**inherited, **env}
+
+
+def _found(command: str, path: str, cwd: str) -> str:
+    """
+    The absolute path of a command, as execvp would find it from a directory.
+
+    Raises: LinkFailed.
+    """
+    if "/" in command:
+        candidates = [os.path.join(cwd, command)]
+    else:
+        candidates = [os.path.join(cwd, place, command) for place in path.split(os.pathsep)]
+    files = [candidate for candidate in candidates if os.path.isfile(candidate)]
+    for file in files:
+        if os.access(file, os.X_OK):
+            return file
+    why = "command not executable" if files else "command not found"
+    raise LinkFailed(Reason.UPSTREAM_UNREACHABLE, f"the server could not be started: {why}")
+
+
+@implementer(IServer)
+class StdioServer:
+    """
+    A server reached over stdio; each link has a child of its own, so sessions are isolated.
+
+    settings: the only source of the child's command, arguments, environment and directory.
+    reaper: the gateway's; whoever made it closes it, after `drain`.
+    environ: of the gateway; its own without.
+
+    Whoever asked for a link closes it; `drain` closes all, and no further one is given.
+    """
+
+    def __init__(
+        self,
+        settings: StdioSettings,
+        limits: Limits,
+        reactor: IReactorProcess,
+        clock: IReactorTime,
+        observer: IObserver,
+        reaper: Reaper,
+        generation: int = 0,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = settings.name
+        self.generation = generation
+        self.settings = settings
+        log = ServerLog(settings.name, limits, clock, observer)
+        self._parts = StdioParts(log, limits, reactor, clock, observer, reaper)
+        self._environ = os.environ if environ is None else environ
+        self._links: set[StdioLink] = set()
+        self._health = Health.UNKNOWN
+        self._drained = False
+
+    def link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+        """See IServer. Starts a child; nothing of `hello` or `context` shapes how."""
+        if self._drained:
+            return fail(LinkFailed(Reason.SHUTTING_DOWN, "the server is being shut down"))
+        return Deferred.fromCoroutine(self._link(hello, listener))
+
+    async def _link(self, hello: Hello, listener: ILinkListener) -> ILink:
+        try:
+            program = self._program()
+            link = StdioLink(self._parts, listener)
+            self._links.add(link)
+            link.gone.addCallback(lambda _: self._links.discard(link))
+            await link.open(program, hello.params, self.settings.handshake_timeout)
+        except LinkFailed as failed:
+            if failed.reason is not Reason.SHUTTING_DOWN:
+                self._health = Health.DOWN
+                _log.warn(
+                    "{server}: no handshake ({reason}): {message}",
+                    server=self.name,
+                    reason=failed.reason.value,
+                    message=failed.message,
+                )
+            raise
+        self._health = Health.UP
+        return link
+
+    def _program(self) -> Program:
+        settings = self.settings
+        env = childEnvironment(self._environ, settings.env)
+        cwd = os.path.abspath(settings.cwd) if settings.cwd else ""
+        try:
+            if cwd and not os.path.isdir(cwd):
+                raise LinkFailed(
+                    Reason.UPSTREAM_UNREACHABLE,
+                    "the server could not be started: no working directory",
+                )
+            found = _found(settings.command, env.get("PATH", os.defpath), cwd or os.getcwd())
+        except (LinkFailed, OSError, ValueError) as error:
+            _log.warn(
+                "{server}: cannot start {command!r} in {cwd!r}: {error}",
+                server=self.name,
+                command=settings.command,
+                cwd=cwd,
+                error=error,
+            )
+            if isinstance(error, LinkFailed):
+                raise
+            raise LinkFailed(
+                Reason.UPSTREAM_UNREACHABLE, "the server could not be started"
+            ) from error
+        return Program(found, (settings.command, *settings.args), env, cwd)
+
+    def health(self) -> Health:
+        """See IServer: what the last handshake showed."""
+        return self._health
+
+    def drain(self) -> Deferred[None]:
+        """See IServer."""
+        self._drained = True
+        closing = [link.close() for link in self._links]
+        return gatherResults(closing).addCallback(lambda _: None)

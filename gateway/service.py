@@ -1,0 +1,248 @@
+"""
+A gateway as a Twisted service: its servers, its one registry, its proxies and its listeners.
+
+States: stopped → starting → ready → draining → stopped. While it drains it takes no new session,
+lets running calls finish for `drain_grace` seconds, answers the rest, ends every session, and
+waits until no child and no connection is left.
+"""
+
+# Twisted is annotated in part only.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from attrs import define, field
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+
+from gateway.app import GatewayApp, Mount
+from gateway.clock import MonotonicClock
+from gateway.config import Configuration
+from gateway.doors.resource import Door
+from gateway.doors.site import Connections, GatewaySite
+from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
+from gateway.guard.hosts import HostGuard
+from gateway.guard.policy import AllowAll, IPolicy
+from gateway.links.interfaces import IServer
+from gateway.links.process import Reaper
+from gateway.observe.observer import IObserver, NullObserver
+from gateway.proxies.ladder import Ladder
+from gateway.proxies.shared import Shared
+from gateway.proxies.sse import SSEProxy
+from gateway.proxies.streamable import StreamableProxy
+from gateway.proxies.transparent import TransparentProxy
+from gateway.servers.http import HTTPServer
+from gateway.servers.settings import ServerSettings, StdioSettings
+from gateway.servers.stdio import StdioServer
+from gateway.sessions.registry import SessionRegistry
+from gateway.sessions.store import ISessionStore, MemoryStore
+
+__all__ = ["GatewayService", "State"]
+
+_LOOK = 0.1
+"""Seconds between two looks whether the last call has finished while draining."""
+
+
+class State(Enum):
+    """What a gateway does."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@define(eq=False)
+class _Running:
+    """What exists between a start and the stop that follows it."""
+
+    shared: Shared
+    servers: list[IServer]
+    reaper: Reaper
+    door: Door
+    ports: list[IListeningPort] = field(factory=list)
+    connections: list[Connections] = field(factory=list)
+
+
+class GatewayService(Service):
+    """
+    One gateway.
+
+    Life: made → `startService` listens and is ready → `stopService` drains and waits; may be
+    started again. Nothing global is touched; several live in one process.
+
+    configuration: what to serve. reactor: the host's. authenticator, policy, observer, store:
+    anonymous, allowing, silent and in memory by default.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        reactor: Any,
+        *,
+        authenticator: IAuthenticator | None = None,
+        policy: IPolicy | None = None,
+        observer: IObserver | None = None,
+        store: ISessionStore | None = None,
+    ) -> None:
+        self.configuration = configuration
+        self.state = State.STOPPED
+        self._reactor = reactor
+        self._clock = MonotonicClock(reactor)
+        self._authenticator = authenticator or AnonymousAuthenticator()
+        self._policy = policy or AllowAll()
+        self._observer = observer or NullObserver()
+        self._store = store or MemoryStore()
+        self._run: _Running | None = None
+        self._log = Logger()
+
+    # Starting.
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen, so that a taken port is known before anything else is started.
+
+        Raises: twisted.internet.error.CannotListenError.
+        """
+        super().privilegedStartService()
+        if self._run is None:
+            self._start()
+
+    def startService(self) -> None:
+        """Be ready. Raises as privilegedStartService, where that was not called."""
+        super().startService()
+        if self._run is None:
+            self._start()
+        self.state = State.READY
+
+    def _start(self) -> None:
+        self.state = State.STARTING
+        run = self._assemble()
+        endpoints = [
+            serverFromString(self._reactor, text) for text in self.configuration.gateway.listen
+        ]
+        try:
+            self._listen(run, endpoints)
+        except BaseException:
+            self.state = State.STOPPED
+            for port in run.ports:
+                port.stopListening()
+            raise
+        self._run = run
+
+    def _listen(self, run: _Running, endpoints: Sequence[IStreamServerEndpoint]) -> None:
+        for endpoint in endpoints:
+            site = GatewaySite(run.door, run.shared.limits.max_body, reactor=self._reactor)
+            connections = Connections(site)
+            problems: list[Failure] = []
+            listening = endpoint.listen(connections)
+            listening.addCallbacks(run.ports.append, problems.append)
+            run.connections.append(connections)
+            for problem in problems:
+                problem.raiseException()
+
+    def _assemble(self) -> _Running:
+        settings = self.configuration.gateway
+        limits, clock, observer = settings.limits, self._clock, self._observer
+        shared = Shared(
+            registry=SessionRegistry(clock, limits, self._store, observer),
+            guard=HostGuard(settings.allowed_hosts, settings.allowed_origins),
+            authenticator=self._authenticator,
+            policy=self._policy,
+            limits=limits,
+            clock=clock,
+            observer=observer,
+        )
+        ladder = Ladder(shared)
+        reaper = Reaper(self._reactor)
+        mounts: dict[str, Mount] = {}
+        servers: list[IServer] = []
+        default: str | None = None
+        for configured in self.configuration.servers:
+            server = self._server(configured, reaper)
+            servers.append(server)
+            mounts[configured.name] = _mount(server, shared, ladder)
+            if configured.default or len(self.configuration.servers) == 1:
+                default = configured.name
+        app = GatewayApp(ladder, mounts, default, lambda: self.state is State.READY)
+        door = Door(ladder, app.app.resource(), mounted=False)
+        return _Running(shared, servers, reaper, door)
+
+    def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
+        limits = self.configuration.gateway.limits
+        if isinstance(settings, StdioSettings):
+            return StdioServer(settings, limits, self._reactor, self._clock, self._observer, reaper)
+        return HTTPServer(settings, limits, self._reactor, self._clock, self._observer)
+
+    # While it runs.
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The listening ports; empty unless started."""
+        return [] if self._run is None else list(self._run.ports)
+
+    @property
+    def registry(self) -> SessionRegistry:
+        """The one session registry. Only while started."""
+        return self._started().shared.registry
+
+    def resource(self) -> IResource:
+        """The gateway as a resource of our own listener. Only while started."""
+        return self._started().door
+
+    def _started(self) -> _Running:
+        if self._run is None:
+            raise RuntimeError("the gateway is not started")
+        return self._run
+
+    # Stopping.
+
+    def stopService(self) -> Deferred[None]:
+        """Drain and stop. Fires when no child and no connection of it is left."""
+        super().stopService()
+        run, self._run = self._run, None
+        if run is None:
+            self.state = State.STOPPED
+            return gatherResults([]).addCallback(lambda _: None)
+        self.state = State.DRAINING
+        return Deferred.fromCoroutine(self._drain(run))
+
+    async def _drain(self, run: _Running) -> None:
+        shared = run.shared
+        shared.accepting = False
+        await _all([port.stopListening() for port in run.ports])
+        until = self._clock.seconds() + shared.limits.drain_grace
+        while any(session.running for session in shared.registry):
+            if self._clock.seconds() >= until:
+                break
+            await deferLater(self._clock, _LOOK)
+        await _all([shared.registry.end(session, "shutdown") for session in shared.registry])
+        await _all([server.drain() for server in run.servers])
+        await run.reaper.close()
+        await _all([connections.hangUp() for connections in run.connections])
+        shared.pulse.stop()
+        self.state = State.STOPPED
+
+
+def _mount(server: IServer, shared: Shared, ladder: Ladder) -> Mount:
+    if isinstance(server.settings, StdioSettings):
+        return Mount(StreamableProxy(server, shared, ladder), SSEProxy(server, shared, ladder))
+    return Mount(TransparentProxy(server, shared, ladder), None)
+
+
+async def _all(deferreds: Sequence[Deferred[None] | None]) -> None:
+    """Wait for all, whatever becomes of each; a failure is logged."""
+    log = Logger()
+    for succeeded, result in await DeferredList([d for d in deferreds if d is not None]):
+        if not succeeded:
+            log.failure("while the gateway stopped", result)
