@@ -16,11 +16,17 @@ from typing import Any
 
 import attrs
 
-from gateway.config import Configuration, ConfigurationError, GatewaySettings, loadConfiguration
-from gateway.config_servers import IGNORED, MAX_TIMEOUT, TRANSPORTS
-from gateway.config_values import RESTRICTED
+from gateway.config import (
+    MAX_SECONDS,
+    Configuration,
+    ConfigurationError,
+    GatewaySettings,
+    loadConfiguration,
+)
+from gateway.config.servers import IGNORED, MAX_TIMEOUT, TRANSPORTS
+from gateway.config.values import RESTRICTED
 from gateway.guard.limits import Limits
-from gateway.servers.settings import HTTPSettings, StdioSettings
+from gateway.settings import HTTPSettings, StdioSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -88,7 +94,9 @@ A server that is reached over HTTP (`url`):
 - A child gets a short list of the gateway's own environment variables, and `env`.
 - The keys of the other kind of server (`env` beside a `url`, `headers` beside a `command`) are
   ignored with a notice in the log.
-- So are these, which other programs write: @ignored@.
+- So are keys that other programs write and a gateway has no use for:
+
+@ignored@
 
 ## Variables
 
@@ -116,8 +124,8 @@ until `allow_public` (or `--allow-public`) says that this is meant. Private are 
 
 ## Limits
 
-In `gateway.limits`. Whole numbers where the default is one; seconds may have a fraction and are
-at most 2000000.
+In `gateway.limits`. Whole numbers; seconds, except those of `retry_after`, may have a fraction
+and are at most @max_seconds@.
 
 @limits@
 
@@ -159,8 +167,9 @@ def page() -> str:
         "types": ", ".join(f"`{word}`" for word in TRANSPORTS),
         "max_timeout": str(MAX_TIMEOUT),
         "restricted": ", ".join(f"`{name}`" for name in sorted(RESTRICTED)),
-        "ignored": ", ".join(f"`{name}` ({why})" for name, why in IGNORED.items()),
+        "ignored": _ignored(),
         "gateway": _keys(GatewaySettings, [f.name for f in attrs.fields(GatewaySettings)]),
+        "max_seconds": str(MAX_SECONDS),
         "limits": _limits(),
         "broken": BROKEN.rstrip(),
         "errors": _errors(),
@@ -210,6 +219,14 @@ def _limits() -> str:
         unit, gets = field.metadata["unit"], field.metadata["gets"]
         rows.append(f"| `{field.name}` | {unit} | {default} | {gets} |")
     return "\n".join(rows)
+
+
+def _ignored() -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, why in IGNORED.items():
+        reasons.setdefault(why, []).append(f"`{name}`")
+    rows = [f"| {', '.join(names)} | {why} |" for why, names in reasons.items()]
+    return "\n".join(["| ignored | why |", "|---|---|", *rows])
 
 
 def _errors() -> str:

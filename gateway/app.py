@@ -110,7 +110,7 @@ class GatewayApp:
 
     def _tell(self, exchange: Exchange, path: bytes, good: bool) -> None:
         head = exchange.head
-        if head.path.rstrip(b"/") != path:
+        if head.path.removesuffix(b"/") != path:
             self.ladder.refuse(exchange, refusals.notFound(), "route")
         elif head.method not in (b"GET", b"HEAD"):
             self.ladder.refuse(exchange, refusals.methodNotAllowed(b"GET, HEAD"), "method")

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IListeningPort
 
 import gateway
 from gateway.config import Configuration
-from gateway.servers.settings import StdioSettings
+from gateway.settings import StdioSettings
 
 __all__ = ["banner"]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
@@ -29,6 +30,8 @@ class _MonotonicCall:
     _due: float
     _call: Callable[[], object]
     _armed: IDelayedCall | None = None
+    _called: bool = False
+    _cancelled: bool = False
 
     def arm(self) -> None:
         delay = max(0.0, self._due - self._clock.seconds())
@@ -39,27 +42,37 @@ class _MonotonicCall:
         if self._clock.seconds() < self._due:
             self.arm()
         else:
+            self._called = True
             self._call()
 
     def active(self) -> bool:
-        return self._armed is not None and self._armed.active()
+        return not self._called and not self._cancelled
+
+    def _stop(self) -> None:
+        """Take the timer away; raises if the call is over."""
+        if self._called:
+            raise AlreadyCalled
+        if self._cancelled:
+            raise AlreadyCancelled
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
 
     def cancel(self) -> None:
-        armed, self._armed = self._armed, None
-        if armed is not None:
-            armed.cancel()
+        self._stop()
+        self._cancelled = True
 
     def getTime(self) -> float:
         return self._due
 
     def reset(self, secondsFromNow: float) -> None:
+        self._stop()
         self._due = self._clock.seconds() + secondsFromNow
-        self.cancel()
         self.arm()
 
     def delay(self, secondsLater: float) -> None:
+        self._stop()
         self._due += secondsLater
-        self.cancel()
         self.arm()
 
 

@@ -425,8 +425,9 @@ def _object(value: object) -> JSON:
 
 
 def _isId(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, str) or (number and abs(value) < float("inf"))  # type: ignore
+    if isinstance(value, int | float):
+        return not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, str)
 
 
 def _key(id: object) -> str:

@@ -42,10 +42,10 @@ from gateway.proxies.sse import SSEProxy
 from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.transparent import TransparentProxy
 from gateway.servers.http import HTTPServer
-from gateway.servers.settings import ServerSettings, StdioSettings
 from gateway.servers.stdio import StdioServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
+from gateway.settings import ServerSettings, StdioSettings
 
 __all__ = ["GatewayService", "State"]
 

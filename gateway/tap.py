@@ -17,8 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.error import CannotListenError
-from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate
-from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
 from twisted.python import usage
 
 import gateway
@@ -120,6 +125,10 @@ class _OwnService(GatewayService):
             super().startService()
         except CannotListenError as error:
             raise SystemExit(f"mcp-gateway: {_taken(error)}") from None
+        # Once the reactor runs a signal is heard, too.
+        self._reactor.callWhenRunning(self._announce)
+
+    def _announce(self) -> None:
         print(banner(self.configuration, self.ports), flush=True)
 
 

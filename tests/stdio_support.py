@@ -18,8 +18,8 @@ from gateway.guard.limits import Limits
 from gateway.links.interfaces import EventMark, Hello, ILink, ILinkListener, Reason, Settled
 from gateway.links.process import Reaper
 from gateway.observe.observer import Event, IObserver
-from gateway.servers.settings import StdioSettings
 from gateway.servers.stdio import StdioServer
+from gateway.settings import StdioSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, decode
 
@@ -108,6 +108,9 @@ class Listener:
 
     def lost(self, reason: Reason, message: str) -> None:
         self._tell("lost", reason, message)
+
+    def accepted(self, call: object) -> None:
+        raise AssertionError("a child accepts nothing one by one")
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         raise AssertionError("a child has no event ids")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from attrs import define, field
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -144,3 +146,20 @@ def test_aCallDueInThePastIsMadeAtOnce() -> None:
 def test_withoutAnotherTimeItIsMonotonic() -> None:
     clock = MonotonicClock(Clock())
     assert clock.seconds() <= clock.seconds()
+
+
+def test_aCallThatIsOverCannotBeMovedOrCancelled() -> None:
+    time = _Time()
+    clock = time.clock()
+    called = clock.callLater(0, lambda: None)
+    time.pass_(1)
+    cancelled = clock.callLater(1, lambda: None)
+    cancelled.cancel()
+    for call, error in ((called, AlreadyCalled), (cancelled, AlreadyCancelled)):
+        assert not call.active()
+        with pytest.raises(error):
+            call.cancel()
+        with pytest.raises(error):
+            call.reset(1)
+        with pytest.raises(error):
+            call.delay(1)

@@ -198,7 +198,7 @@ def _verdict(data: bytes) -> str:
 
 
 @pytest.mark.acceptance(32)
-@_examples(250)
+@_examples(200)
 @given(_messages(), _SPACES)
 def test_acceptance_32_valuesComeBackByteForByte(fields: dict[str, bytes], spaces: bytes) -> None:
     data = _spelled(fields, spaces)
@@ -543,7 +543,7 @@ def _spoiled(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.acceptance(21, 22)
-@_examples(350)
+@_examples(200)
 @given(_spoiled())
 @example(REQUEST + b',"\\ud800":1}')
 @example(REQUEST + b',"params":["\\\\ud800"],"x":"\\\\\\ud800"}')

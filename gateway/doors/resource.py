@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
@@ -27,6 +28,8 @@ from gateway.proxies.ladder import Ladder
 from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
 from gateway.wire.exchange import RequestHead
+
+_log = Logger()
 
 __all__ = ["Door", "IRequestExchange", "ProxyResource", "RequestExchange"]
 
@@ -98,10 +101,15 @@ def _abort(request: Request) -> None:
 
 @define(eq=False)
 class RequestExchange:
-    """An Exchange over a twisted.web Request."""
+    """
+    An Exchange over a twisted.web Request.
+
+    allowed: whether its Host and Origin were found to be allowed.
+    """
 
     head: RequestHead
     _request: Request
+    allowed: bool = False
     onGone: Callable[[], None] | None = None
     _sink: _RequestSink | None = None
     _answered: bool = False
@@ -159,7 +167,9 @@ class RequestExchange:
         fields = request.responseHeaders
         fields.removeHeader(b"server")
         fields.removeHeader(b"content-type")
-        for name, value in headers + crossorigin.shared(self.head):
+        # A foreign Origin is told nothing that lets its page read the refusal.
+        shared = crossorigin.shared(self.head) if self.allowed else ()
+        for name, value in headers + shared:
             fields.addRawHeader(name, value)
 
 
@@ -216,6 +226,7 @@ class Door:
         exchange = RequestExchange(_headOf(request, self.mounted), request)
         if not self.ladder.foot(exchange):
             return NOT_DONE_YET
+        exchange.allowed = True
         if _PLAIN_PATH.match(exchange.head.path) is None:
             self.ladder.refuse(exchange, refusals.notFound(), "route")
             return NOT_DONE_YET
@@ -235,5 +246,11 @@ class ProxyResource(Resource):
 
     def render(self, request: IRequest) -> int:
         """Serve the exchange the door made for this request."""
-        self._serve(request.getComponent(IRequestExchange))  # type: ignore[attr-defined]
+        exchange = request.getComponent(IRequestExchange)  # type: ignore[attr-defined]
+        try:
+            self._serve(exchange)
+        except Exception:
+            # Klein's answer to it would be a page of HTML.
+            _log.failure("a request broke the gateway")
+            exchange.abort()
         return NOT_DONE_YET

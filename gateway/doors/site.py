@@ -52,6 +52,8 @@ class GatewaySite(Site):
     maxBody: bytes kept of a request's body.
     """
 
+    noisy = False
+
     def __init__(self, resource: IResource, maxBody: int, **kwargs: Any) -> None:
         super().__init__(resource, requestFactory=_BoundedRequest, **kwargs)
         self.maxBody = maxBody

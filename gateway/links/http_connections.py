@@ -17,7 +17,7 @@ What Agent leaves open is closed here, for each connection:
 Only the one origin of the configured URL can be connected to.
 """
 
-# Much of what is wrapped here has no annotations in Twisted.
+# What is wrapped here has no annotations in Twisted, and `super()` hides whose it is.
 # mypy: allow-untyped-calls
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from gateway.servers.settings import ServerSettings
+from gateway.settings import ServerSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason

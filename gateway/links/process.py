@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorProcess, IReactorTime
@@ -32,26 +32,22 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.links.orphans import Reaper, isolatedPython
 
 __all__ = ["Child", "IChildOwner", "Program", "Reaper"]
 
 _log = Logger()
 
 _LAUNCHER = str(Path(__file__).with_name("launcher.py"))
-_REAPER = str(Path(__file__).with_name("reaper.py"))
 _CHUNK = 64 * 1024
 _LAST_CHUNKS = 16
 """Of _CHUNK bytes: what is read at most of what a child left in a pipe."""
 _KILLED_WAIT = 1.0
-_REPLACED = 3
-"""How often a reaper that keeps dying is replaced before another child starts."""
+"""Seconds for a killed process to be reaped."""
+_LEFT_WAIT = 0.25
+"""Seconds for what it left in its group, killed too, to be reaped by whoever is its parent now."""
 _FIRST_LOOK = 0.01
 _LAST_LOOK = 0.25
-
-
-def _python(script: str) -> list[str]:
-    # Isolated and without `site`: nothing of the environment or the work directory is imported.
-    return [sys.executable, "-I", "-S", script]
 
 
 @frozen
@@ -118,7 +114,8 @@ class Child(ProcessProtocol):
         self._clock = clock
         self._reaper = reaper
         self._pid = 0
-        self._exited = self._gone = self._ending = self._wanted = self._refused = False
+        self._ending = self._wanted = self._termed = self._killed = False
+        self._exited = self._gone = self._refused = False
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._writing = 0
@@ -135,7 +132,13 @@ class Child(ProcessProtocol):
         """
         self._reaper.start()
         ctype = "keep" if "LC_CTYPE" in program.env else "drop"
-        launcher = [*_python(_LAUNCHER), str(os.getpid()), ctype, program.cwd, program.executable]
+        launcher = [
+            *isolatedPython(_LAUNCHER),
+            str(os.getpid()),
+            ctype,
+            program.cwd,
+            program.executable,
+        ]
         # The launcher changes the directory: with a path, Twisted forks the whole gateway
         # instead of using posix_spawn.
         self._reactor.spawnProcess(
@@ -214,7 +217,7 @@ class Child(ProcessProtocol):
 
     def resume(self) -> None:
         """Read its stdout on."""
-        if not self._exited and 1 in self.transport.pipes:
+        if not (self._exited or self._killed) and 1 in self.transport.pipes:
             self.transport.pipes[1].resumeProducing()
 
     # its end
@@ -263,16 +266,20 @@ class Child(ProcessProtocol):
         self._stage = self._clock.callLater(self._limits.eof_wait, self._terminate)
 
     def _terminate(self) -> None:
+        self._cancelStage()
+        self._termed = True
         self._signal(signal.SIGTERM)
         self._stage = self._clock.callLater(self._limits.term_wait, self._kill)
 
     def _kill(self) -> None:
         self._cancelStage()
+        self._killed = True
         self._signal(signal.SIGKILL)
-        self._stage = self._clock.callLater(_KILLED_WAIT, self._giveUp)
+        wait = _LEFT_WAIT if self._exited else _KILLED_WAIT
+        self._stage = self._clock.callLater(wait, self._giveUp)
 
     def _giveUp(self) -> None:
-        # A process that cannot die (a hung disk), or zombies that nobody reaps.
+        # A process that cannot die (a hung disk), or zombies that their new parent is slow to reap.
         self._stage = None
         if not self._exited:
             _log.warn("process {pid} did not end when it was killed", pid=self._pid)
@@ -348,7 +355,6 @@ class Child(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         self._exited = True
-        self._cancelStage()
         wanted = self._wanted
         if not wanted:
             self._signal(signal.SIGKILL)
@@ -356,11 +362,10 @@ class Child(ProcessProtocol):
         self._dropPipes()
         error = reason.value
         self._owner.exited(error.exitCode if isinstance(error, ProcessTerminated) else 0)
-        if self._groupLeft():
-            if wanted:
-                self._terminate()
-            else:
-                self._kill()
+        if not wanted or self._killed:
+            self._kill()
+        elif not self._termed:
+            self._terminate()
         self._watch()
 
     def _readRest(self) -> None:
@@ -380,101 +385,3 @@ class Child(ProcessProtocol):
         for pipe in list(self.transport.pipes.values()):
             # Not loseConnection: it would wait until somebody has read what is still buffered.
             pipe.connectionLost(Failure(ConnectionDone()))
-
-
-class _Watcher(ProcessProtocol):
-    """The reaper's process."""
-
-    transport: Any = None
-
-    def __init__(self, reaper: Reaper) -> None:
-        self._reaper = reaper
-        self._buffered = False
-
-    def tell(self, line: bytes) -> None:
-        # At once, not in the reactor's next turn: the gateway may be killed before that.
-        if not self._buffered:
-            try:
-                os.write(self.transport.pipes[0].fileno(), line)
-                return
-            except BlockingIOError:
-                self._buffered = True
-            except (OSError, KeyError):
-                return  # It died, and will be replaced.
-        self.transport.write(line)
-
-    def errReceived(self, data: bytes) -> None:
-        _log.warn("the reaper says: {data!r}", data=data[:2048])
-
-    def processEnded(self, reason: Failure) -> None:
-        self._reaper.ended(self, reason)
-
-
-@define(eq=False)
-class Reaper:
-    """
-    Ends what is left of a gateway's children when the gateway is gone, also by SIGKILL.
-
-    One small process, started with the first child and shared by all servers of a gateway,
-    which also closes it, after its servers.
-    """
-
-    _reactor: IReactorProcess
-    _groups: set[int] = field(factory=set, init=False)
-    _watcher: _Watcher | None = field(default=None, init=False)
-    _replaced: int = field(default=0, init=False)
-    _closed: bool = field(default=False, init=False)
-    _closers: list[Deferred[None]] = field(factory=list, init=False)
-
-    def start(self) -> None:
-        """
-        See to it that the process runs.
-
-        Raises: OSError where the machine has none to spare.
-        """
-        if self._watcher is not None or self._closed:
-            return
-        watcher = _Watcher(self)
-        self._reactor.spawnProcess(watcher, sys.executable, _python(_REAPER), env={})
-        self._watcher = watcher
-        for group in self._groups:
-            watcher.tell(b"+%d\n" % group)
-
-    def add(self, group: int) -> None:
-        """A process group began."""
-        self._groups.add(group)
-        self._replaced = 0
-        if self._watcher is not None:
-            self._watcher.tell(b"+%d\n" % group)
-
-    def remove(self, group: int) -> None:
-        """A process group is gone."""
-        self._groups.discard(group)
-        if self._watcher is not None:
-            self._watcher.tell(b"-%d\n" % group)
-
-    def close(self) -> Deferred[None]:
-        """End the process; groups it still knows end with it. Fires when it is gone."""
-        self._closed = True
-        if self._watcher is None:
-            return succeed(None)
-        self._watcher.transport.loseConnection()
-        closer: Deferred[None] = Deferred(self._closers.remove)
-        self._closers.append(closer)
-        return closer
-
-    def ended(self, watcher: _Watcher, reason: Failure) -> None:
-        """Its process is gone."""
-        self._watcher = None
-        closers, self._closers = self._closers, []
-        for closer in closers:
-            closer.callback(None)
-        if self._closed:
-            return
-        _log.warn("the reaper ended: {reason}", reason=reason.getErrorMessage())
-        if self._groups and self._replaced < _REPLACED:
-            self._replaced += 1
-            try:
-                self.start()
-            except OSError:
-                _log.failure("the reaper could not be replaced; the next child tries again")

@@ -123,14 +123,10 @@ class StdioLink:
         self._opening = opening
         try:
             self._child.spawn(program)
-        except OSError:
-            _log.failure("{server}: cannot be started now", server=self._parts.name)
-            self._fail(LinkFailed(Reason.OVERLOADED, "the server could not be started now"))
-            self.vanished()
-        except ValueError:
-            _log.failure("{server}: cannot be started", server=self._parts.name)
-            self._fail(LinkFailed(Reason.UPSTREAM_UNREACHABLE, "the server could not be started"))
-            self.vanished()
+        except OSError as error:
+            self._unstarted(error, Reason.OVERLOADED, "the server could not be started now")
+        except ValueError as error:
+            self._unstarted(error, Reason.UPSTREAM_UNREACHABLE, "the server could not be started")
         else:
             if self._state is _State.SHAKING:
                 self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
@@ -234,9 +230,9 @@ class StdioLink:
             try:
                 message = decode(line)
             except NotJSON as error:
-                self._noise(line, salvageID(line), str(error))
+                self._skipped(line, [salvageID(line)], str(error))
             except NotAMessage as error:
-                self._noise(line, error.id, str(error))
+                self._skipped(line, [error.id], str(error))
             else:
                 if isinstance(message, Message):
                     self._received(message)
@@ -244,13 +240,17 @@ class StdioLink:
                     self._batchReceived(message, line)
 
     def _batchReceived(self, batch: list[Message | NotAMessage], line: bytes) -> None:
+        bad = []
         for member in batch:
             if self._state is _State.OVER:
                 return
             if isinstance(member, Message):
                 self._received(member)
             else:
-                self._noise(line, member.id, str(member))
+                bad.append(member)
+        if bad or not batch:
+            why = str(bad[0]) if bad else "an empty batch"
+            self._skipped(line, [member.id for member in bad], why)
 
     def _received(self, message: Message) -> None:
         if self._state is _State.OPEN:
@@ -295,20 +295,22 @@ class StdioLink:
         fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
         self._child.write(Message(Kind.RESPONSE, fields, id).encode() + b"\n")
 
-    def _noise(self, line: bytes, id: bytes | None, why: str) -> None:
+    def _skipped(self, line: bytes, ids: list[bytes | None], why: str) -> None:
         self._parts.log.noise(line, why)
         # A log line may quote a message, and JSON that is no message may have an id, too.
         start = line.lstrip(b" \t\xef\xbb\xbf")[:1]
-        if id is None or start not in (b"{", b"[") or b'"jsonrpc"' not in line:
+        if start not in (b"{", b"[") or b'"jsonrpc"' not in line:
             return
-        if self._state is _State.OPEN and id in self._calls:
-            call = self._calls.pop(id)
-            self._listener.settled(
-                call,
-                Settled(Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed"),
-            )
-        elif self._state is _State.SHAKING and id == b"0":
-            self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's answer is malformed"))
+        for id in ids:
+            if self._state is _State.OPEN and id in self._calls:
+                self._listener.settled(
+                    self._calls.pop(id),
+                    Settled(
+                        Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed"
+                    ),
+                )
+            elif self._state is _State.SHAKING and id == b"0":
+                self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's answer is malformed"))
 
     def _answered(self, answer: Message) -> None:
         if answer.isError:
@@ -360,6 +362,11 @@ class StdioLink:
         self._over()
         self._child.end().addErrback(self._unended)
         self._failOpening(failed)
+
+    def _unstarted(self, error: Exception, reason: Reason, message: str) -> None:
+        _log.warn("{server}: not started: {error}", server=self._parts.name, error=error)
+        self._fail(LinkFailed(reason, message))
+        self.vanished()
 
     def _failOpening(self, failed: LinkFailed) -> None:
         opening, self._opening = self._opening, None

@@ -73,11 +73,11 @@ class StreamableHTTPLink:
     _session: bytes | None = field(default=None, init=False)
     _gone: bool = field(default=False, init=False)
     """Whether a 404 said that the session is lost."""
-    around: Surroundings = field(init=False)
     closing: bool = field(default=False, init=False)
     _told: dict[object, Stream] = field(factory=dict, init=False)
     """The streams that messages still come on, by call or origin."""
     _streams: set[Stream] = field(factory=set, init=False)
+    around: Surroundings = field(init=False)
     _holding: bool = field(default=False, init=False)
     _full: bool = field(default=False, init=False)
     _context: CallContext | None = field(default=None, init=False)

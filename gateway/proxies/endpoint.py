@@ -30,7 +30,7 @@ from gateway.wire.context import HeaderPairs
 from gateway.wire.envelope import Kind, Message, NotAMessage
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import JSON_TYPE, Refusal
-from gateway.wire.revisions import claimedVersion, opensAtOnce
+from gateway.wire.revisions import opensAtOnce
 
 __all__ = ["StreamableEndpoint"]
 
@@ -84,7 +84,7 @@ class StreamableEndpoint:
                 self.get(admitted, relay)
             else:
                 self._delete(admitted, session)
-        elif message is not None and claimedVersion(message) is not None:
+        elif message is not None and self.ladder.claims(admitted.exchange.head, message):
             # A modern notification: there is nothing of the modern era it could reach.
             admitted.exchange.answer(202, ())
         elif message is not None and message.method == "initialize" and message.id is not None:
@@ -215,7 +215,10 @@ class StreamableEndpoint:
         open_ = relay.router.streams
         if len(open_) >= self.shared.limits.max_get_streams:
             self.shared.observer.observed(BoundReached("max_get_streams", self.server.name))
-            open_[0].close()
+            oldest = open_[0]
+            oldest.close()
+            # A reader that blocks lets its stream end later, but it counts no more.
+            relay.detach(oldest)
         clock = self.shared.clock
         session.streamOpened(clock.seconds())
 

@@ -40,9 +40,9 @@ from gateway.observe.observer import BoundReached, RequestRefused
 from gateway.proxies import crossorigin
 from gateway.proxies.negotiation import accepts, isJSON
 from gateway.proxies.shared import Shared
-from gateway.servers.settings import HTTPSettings
 from gateway.sessions.registry import Session
 from gateway.sessions.store import Gone, Local, Remote
+from gateway.settings import HTTPSettings
 from gateway.wire import refusals
 from gateway.wire.context import CallContext, Principal
 from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode
@@ -55,11 +55,13 @@ __all__ = ["Admitted", "Entrance", "Ladder", "Naming"]
 
 
 class Naming(Enum):
-    """How a route's requests name their session."""
+    """How a route's requests name their session; the value is the session's transport."""
 
-    HEADER = "Mcp-Session-Id"
-    QUERY = "session_id"
-    """HTTP+SSE: refusals from rung 9 on, but the lost session's, travel on the stream."""
+    HEADER = "streamable"
+    """Mcp-Session-Id."""
+    QUERY = "sse"
+    """session_id. Refusals of a POST from rung 7 on travel on the stream, but for the size's and
+    the lost session's."""
 
 
 @frozen
@@ -125,7 +127,7 @@ class Ladder:
     def climb(self, exchange: Exchange, entrance: Entrance, then: Then) -> None:
         """Rungs 3 to 13."""
         head = exchange.head
-        if head.path.rstrip(b"/") != entrance.path:
+        if head.path.removesuffix(b"/") != entrance.path:
             return self.refuse(exchange, refusals.notFound(), "route")
         if head.method == b"OPTIONS":
             preflight = crossorigin.preflight(head, entrance.allow)
@@ -177,7 +179,8 @@ class Ladder:
         json, events = accepts(b",".join(head.headerValues(b"accept")))
         admitted = Admitted(exchange, context, json, events)
         late = self._content(head, admitted, entrance.naming)
-        if late is not None and (entrance.naming is Naming.HEADER or late.status == 413):
+        travels = entrance.naming is Naming.QUERY and head.method == b"POST"
+        if late is not None and (not travels or late.status == 413):
             if late.status == 413:
                 self.shared.observer.observed(BoundReached("max_body", context.server))
             return self.refuse(exchange, late, "content")
@@ -243,7 +246,7 @@ class Ladder:
         if entrance.naming is Naming.HEADER:
             if message is not None and (
                 (message.method == "initialize" and message.kind is Kind.REQUEST)
-                or claimedVersion(message, self._version(head)) is not None
+                or self.claims(head, message)
             ):
                 return self._judged(admitted, entrance, then)
             if head.method == b"GET" and self._version(head) in MODERN:
@@ -260,7 +263,8 @@ class Ladder:
         name = names[0].decode("latin-1") if len(names) == 1 else ""
         server, principal = entrance.server.name, admitted.context.principal
         session = self.shared.registry.find(name, server, principal)
-        if session is not None:
+        # What is another transport's session does not exist for this one.
+        if session is not None and session.record.transport == entrance.naming.value:
             admitted.session = session
             session.use(self.shared.clock.seconds())
             return self._judged(admitted, entrance, then)
@@ -358,12 +362,16 @@ class Ladder:
         message = admitted.message
         header = self._version(admitted.exchange.head)
         if message is not None and (
-            message.method == "initialize" or claimedVersion(message, header) is not None
+            message.method == "initialize" or self.claims(admitted.exchange.head, message)
         ):
             return None
         session = admitted.session
         revision = session.record.revision if session is not None else ""
         return None if versionIsTolerable(header, revision) else refusals.unsupportedVersion()
+
+    def claims(self, head: RequestHead, message: Message) -> bool:
+        """Whether a message is of the modern era."""
+        return claimedVersion(message, self._version(head)) is not None
 
     def _version(self, head: RequestHead) -> str | None:
         value = head.header(b"mcp-protocol-version")

@@ -13,6 +13,7 @@ from typing import Protocol
 from attrs import define, field
 
 from gateway.links.interfaces import EventMark
+from gateway.observe.observer import BoundReached
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import ClientStream, ReaderWatch, openStream
 from gateway.wire.envelope import Message, encodeBatch
@@ -99,13 +100,21 @@ class Reply:
 
     def _finish(self, body: bytes, mark: EventMark | None = None) -> None:
         self._end()
-        if self._stream is None and self.json:
+        if self._stream is None and (self.json or self._isLarge(body)):
             self.exchange.onGone = None
             self.exchange.answer(200, (JSON_TYPE,), body)
             return
         stream = self._stream or self._open()
         stream.answerBytes(body, mark)
         stream.close()
+
+    def _isLarge(self, body: bytes) -> bool:
+        """Whether an answer is too large for the event parsers in the field."""
+        if len(body) <= self.shared.limits.max_json_answer_stream:
+            return False
+        bound = BoundReached("max_json_answer_stream", self.server)
+        self.shared.observer.observed(bound)
+        return True
 
     def lost(self, id: bytes) -> None:
         """The session is lost: the one 404, or an error where the stream is open already."""

@@ -155,7 +155,7 @@ class SSEProxy:
         relay, stream = conversation.relay, conversation.stream
         if message.kind is not Kind.REQUEST:
             if conversation.asked:
-                relay.message(message, admitted.context)
+                self._tell(conversation, admitted, message)
             else:
                 dropped = MessageDropped(self.server.name, "before_initialize")
                 self.shared.observer.observed(dropped)
@@ -172,6 +172,18 @@ class SSEProxy:
             self._refuse(conversation, early, message.id)
         else:
             relay.request(message, stream, True, admitted.context)
+
+    def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
+        """Relay a notification or response; the stream hears if it could not be taken."""
+
+        def told(taken: bool) -> None:
+            if not taken:
+                refusal = refusals.queueFull(self.shared.limits.retry_after)
+                self._refuse(conversation, refusal, None)
+
+        told_ = conversation.relay.message(message, admitted.context)
+        told_.addCallback(told)
+        told_.addErrback(lambda failure: self._log.failure("while sending", failure))
 
     async def _initialize(
         self, conversation: _Conversation, admitted: Admitted, message: Message
@@ -200,7 +212,7 @@ class SSEProxy:
         ]
         for item in batch:
             if isinstance(item, Message) and item.kind is not Kind.REQUEST:
-                relay.message(item, admitted.context)
+                self._tell(conversation, admitted, item)
         answer = _BatchAnswer(conversation.stream, len(requests) + len(bad), bad)
         if bad and not requests:
             answer.send()

@@ -182,7 +182,8 @@ def _event(data: bytes, mark: EventMark | None) -> bytes:
     if mark is None:
         return encodeEvent(data)
     retry = int(mark.retry) if mark.retry is not None and len(mark.retry) < 16 else None
-    return encodeEvent(data, id=mark.id, retry=retry)
+    event = b"message" if data else b""
+    return encodeEvent(data, event=event, id=mark.id, retry=retry)
 
 
 def openStream(

@@ -40,8 +40,8 @@ from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
-from gateway.servers.settings import HTTPSettings
 from gateway.sessions.registry import Session, SessionRegistry
+from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message, members, text
 from gateway.wire.refusals import Reason, callFailed

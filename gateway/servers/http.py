@@ -29,7 +29,7 @@ from gateway.links.interfaces import (
 )
 from gateway.links.streamable_http import StreamableHTTPLink
 from gateway.observe.observer import IObserver
-from gateway.servers.settings import HTTPSettings
+from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.headers import configuredHeaders
 

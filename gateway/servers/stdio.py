@@ -24,7 +24,7 @@ from gateway.links.process import Program, Reaper
 from gateway.links.serverlog import ServerLog
 from gateway.links.stdio import StdioLink, StdioParts
 from gateway.observe.observer import IObserver
-from gateway.servers.settings import StdioSettings
+from gateway.settings import StdioSettings
 from gateway.wire.context import CallContext
 
 __all__ = ["INHERITED", "StdioServer", "childEnvironment"]

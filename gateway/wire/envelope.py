@@ -59,7 +59,7 @@ __all__ = [
 MAX_DEPTH = 512
 MAX_ID = 4096
 MAX_MEMBERS = 256
-MAX_BATCH = 100
+MAX_BATCH = 10_000
 
 _T = TypeVar("_T")
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from gateway.config_file import ConfigurationError, Node, Report, meant, nearest
-from gateway.config_values import (
+from gateway.config.document import ConfigurationError, Node, Report, meant, nearest
+from gateway.config.values import (
     asName,
     readArguments,
     readEnvironment,
@@ -25,7 +25,7 @@ from gateway.config_values import (
     readName,
     readURL,
 )
-from gateway.servers.settings import HTTPSettings, ServerSettings, StdioSettings
+from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
 
 __all__ = [
     "IGNORED",
@@ -116,8 +116,8 @@ IGNORED = {
     "name": "the key is the name",
     "networkTimeout": "it is for the client; timeout, in seconds, is the gateway's",
     "oauth": "the gateway does no OAuth towards a server; use headers",
-    "sandbox": "it is for the editor",
-    "sandboxEnabled": "it is for the editor",
+    "sandbox": "the gateway confines nothing; wrap the command",
+    "sandboxEnabled": "the gateway confines nothing; wrap the command",
     "tools": "tools are not filtered",
     "trust": "approval is the client's",
     "version": "it is for the client",
@@ -300,7 +300,7 @@ def serverFromArguments(words: Sequence[str]) -> ServerSettings:
 
 def demoServer() -> StdioSettings:
     """The server that is served when none is given. It runs as a script, also uninstalled."""
-    script = Path(__file__).resolve().with_name("demo.py")
+    script = Path(__file__).resolve().parent.with_name("demo.py")
     return StdioSettings(
         name="demo", default=True, command=sys.executable, args=("-I", str(script))
     )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
-from gateway.config_file import Node, meant, nearest
+from gateway.config.document import Node, meant, nearest
 
 __all__ = [
     "RESTRICTED",
@@ -39,7 +39,7 @@ _ALLOWED_HOST = re.compile(rf"{_AUTHORITY}(?::(?P<port>[0-9]{{1,5}}|\*))?\Z")
 _ALLOWED_ORIGIN = re.compile(
     rf"[A-Za-z][A-Za-z0-9+.-]*://{_AUTHORITY}(?::(?P<port>[0-9]{{1,5}}))?\Z"
 )
-_ADDRESS = re.compile(rf"(?P<host>{_AUTHORITY}|\*)?:?(?P<port>[0-9]{{1,5}})\Z")
+_ADDRESS = re.compile(rf"(?:(?P<host>{_AUTHORITY}|\*)?:)?(?P<port>[0-9]{{1,5}})\Z")
 
 RESTRICTED = frozenset(
     {
@@ -292,7 +292,7 @@ def readEndpoint(node: Node) -> str | None:
     if kind not in _OPTIONS:
         near = nearest(kind, _OPTIONS, 0.6)
         guess = near + text[len(kind) :] if near else _endpointFor(text)
-        if guess or not re.match(r"[A-Za-z][A-Za-z0-9_+.-]*:.", text):
+        if guess or not re.match(r"[A-Za-z][A-Za-z0-9_+.-]*:(?!//).", text):
             node.wrong(expected, hint="" if node.secret else meant(guess))
             return None
         return text
@@ -314,15 +314,15 @@ def _isPort(text: str) -> bool:
 
 
 def _endpointFor(text: str) -> str:
-    """The endpoint that `8080`, `:8080` or `host:8080` stands for; "" for anything else."""
+    """The endpoint that `8080`, `:8080` or `1.2.3.4:8080` stands for; "" for anything else."""
     match = _ADDRESS.match(text)
     if match is None:
         return ""
-    host = match["host"]
+    host, port = match["host"] or "localhost", match["port"]
     if host == "*":
-        return f"tcp:{match['port']}"
-    if not host or host == "localhost":
-        host = "127.0.0.1"
+        return f"tcp:{port}"
     if host.startswith("["):
-        return f"tcp6:{match['port']}:interface=" + host[1:-1].replace(":", r"\:")
-    return f"tcp:{match['port']}:interface={host}"
+        return f"tcp6:{port}:interface=" + host[1:-1].replace(":", r"\:")
+    if host == "localhost":
+        host = "127.0.0.1"
+    return f"tcp:{port}:interface={host}" if "." in host else ""

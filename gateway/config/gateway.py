@@ -14,44 +14,18 @@ from typing import Any
 import attrs
 from attrs import Factory, frozen
 
-from gateway.config_file import (
-    ConfigurationError,
-    Node,
-    Problem,
-    Report,
-    meant,
-    nearest,
-    printable,
-    readDocument,
-)
-from gateway.config_servers import (
-    Reader,
-    demoServer,
-    readMembers,
-    readServers,
-    refuseUnknown,
-    serverFromArguments,
-)
-from gateway.config_values import (
-    isPublic,
-    readEndpoint,
-    readHost,
-    readList,
-    readOrigin,
-)
+from gateway.config.document import Node, Report, meant, nearest, printable, readDocument
+from gateway.config.servers import Reader, readMembers, readServers, refuseUnknown
+from gateway.config.values import isPublic, readEndpoint, readHost, readList, readOrigin
 from gateway.guard.limits import Limits
-from gateway.servers.settings import ServerSettings
+from gateway.settings import ServerSettings
 
 __all__ = [
+    "MAX_SECONDS",
     "Configuration",
-    "ConfigurationError",
     "GatewaySettings",
-    "Problem",
-    "demoServer",
     "gatewaySettings",
-    "isPublic",
     "loadConfiguration",
-    "serverFromArguments",
 ]
 
 MAX_SECONDS = 2_000_000

@@ -1,0 +1,428 @@
+"""
+The server that the official conformance suite is run against, on PyPI `mcp` 2.3.
+
+It serves every name that the requirement set 2025-11-25 expects, over stdio or Streamable HTTP:
+
+    python tests/peers/conformance_fixture.py --stdio
+    python tests/peers/conformance_fixture.py --http 0      # prints "ready http://127.0.0.1:PORT/mcp"
+
+Over HTTP it has sessions, an event store for resumption, and protection against DNS rebinding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import logging
+import socket
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import mcp_types as types
+import uvicorn
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
+
+# Logging, sampling and roots are what this fixture is for, whatever the newest revision thinks.
+warnings.simplefilter("ignore", MCPDeprecationWarning)
+
+JSON = dict[str, Any]
+Context = ServerRequestContext[Any, Any]
+STEP_SECONDS = 0.05  # between the notifications of one tool call
+
+
+def png() -> bytes:
+    """A red pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0\xff\0\0")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def wav() -> bytes:
+    """Eight samples of silence."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8)
+    data = struct.pack("<4sI", b"data", 8) + b"\x80" * 8
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data
+
+
+PNG, WAV = base64.b64encode(png()).decode(), base64.b64encode(wav()).decode()
+
+
+def text(said: str) -> JSON:
+    return {"type": "text", "text": said}
+
+
+IMAGE = {"type": "image", "data": PNG, "mimeType": "image/png"}
+AUDIO = {"type": "audio", "data": WAV, "mimeType": "audio/wav"}
+
+
+def embedded(uri: str, mime: str, said: str) -> JSON:
+    return {"type": "resource", "resource": {"uri": uri, "mimeType": mime, "text": said}}
+
+
+# --- tools ---
+
+
+async def withLogging(ctx: Context, _: JSON) -> list[JSON]:
+    steps = ["Tool execution started", "Tool processing data", "Tool execution completed"]
+    for n, step in enumerate(steps):
+        if n:
+            await anyio.sleep(STEP_SECONDS)
+        await ctx.session.send_log_message("info", step, related_request_id=ctx.request_id)
+    return [text("Logged three times.")]
+
+
+async def withProgress(ctx: Context, _: JSON) -> list[JSON]:
+    for done in (0, 50, 100):
+        if done:
+            await anyio.sleep(STEP_SECONDS)
+        await ctx.session.report_progress(done, 100)
+    return [text("Reported progress three times.")]
+
+
+async def sampling(ctx: Context, arguments: JSON) -> list[JSON]:
+    asked = types.SamplingMessage(
+        role="user", content=types.TextContent(type="text", text=str(arguments["prompt"]))
+    )
+    answer = await ctx.session.create_message(
+        [asked], max_tokens=100, related_request_id=ctx.request_id
+    )
+    said = answer.content.text if isinstance(answer.content, types.TextContent) else "no text"
+    return [text(f"LLM response: {said}")]
+
+
+async def elicit(ctx: Context, message: str, properties: JSON, required: list[str]) -> str:
+    schema = {"type": "object", "properties": properties, "required": required}
+    answer = await ctx.session.elicit_form(message, schema, related_request_id=ctx.request_id)
+    return f"action={answer.action}, content={json.dumps(answer.content)}"
+
+
+async def elicitation(ctx: Context, arguments: JSON) -> list[JSON]:
+    properties = {
+        "username": {"type": "string", "description": "User's response"},
+        "email": {"type": "string", "description": "User's email address"},
+    }
+    said = await elicit(ctx, str(arguments["message"]), properties, list(properties))
+    return [text(f"User response: {said}")]
+
+
+async def elicitationDefaults(ctx: Context, _: JSON) -> list[JSON]:
+    statuses = ["active", "inactive", "pending"]
+    properties = {
+        "name": {"type": "string", "default": "John Doe"},
+        "age": {"type": "integer", "default": 30},
+        "score": {"type": "number", "default": 95.5},
+        "status": {"type": "string", "enum": statuses, "default": "active"},
+        "verified": {"type": "boolean", "default": True},
+    }
+    return [text(f"Elicitation completed: {await elicit(ctx, 'Defaults?', properties, [])}")]
+
+
+def titled(kind: str) -> list[JSON]:
+    ordinals = enumerate(("First", "Second", "Third"), 1)
+    return [{"const": f"value{n}", "title": f"{ordinal} {kind}"} for n, ordinal in ordinals]
+
+
+async def elicitationEnums(ctx: Context, _: JSON) -> list[JSON]:
+    options = ["option1", "option2", "option3"]
+    properties = {
+        "untitledSingle": {"type": "string", "enum": options},
+        "titledSingle": {"type": "string", "oneOf": titled("Option")},
+        "legacyEnum": {
+            "type": "string",
+            "enum": ["opt1", "opt2", "opt3"],
+            "enumNames": ["Option One", "Option Two", "Option Three"],
+        },
+        "untitledMulti": {"type": "array", "items": {"type": "string", "enum": options}},
+        "titledMulti": {"type": "array", "items": {"anyOf": titled("Choice")}},
+    }
+    return [text(f"Elicitation completed: {await elicit(ctx, 'Enums?', properties, [])}")]
+
+
+async def reconnection(ctx: Context, _: JSON) -> list[JSON]:
+    """Where there is a stream to close, close it; the client comes back for the answer."""
+    if ctx.close_sse_stream is not None:
+        await ctx.close_sse_stream()
+        await anyio.sleep(2 * STEP_SECONDS)
+    return [text("Reconnection test completed.")]
+
+
+async def fails(_: Context, __: JSON) -> list[JSON]:
+    raise ValueError("This tool intentionally returns an error for testing")
+
+
+def fixed(*content: JSON) -> Callable[[Context, JSON], Awaitable[list[JSON]]]:
+    async def answer(_: Context, __: JSON) -> list[JSON]:
+        return list(content)
+
+    return answer
+
+
+def takes(*names: str) -> JSON:
+    properties = {name: {"type": "string"} for name in names}
+    return {"type": "object", "properties": properties, "required": list(names)}
+
+
+SCHEMA_2020_12: JSON = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "$defs": {
+        "address": {
+            "$anchor": "addressDef",
+            "type": "object",
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+        }
+    },
+    "properties": {
+        "name": {"type": "string"},
+        "address": {"$ref": "#/$defs/address"},
+        "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+        "phone": {"type": "string"},
+        "email": {"type": "string"},
+    },
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]},
+    "else": {"required": ["email"]},
+    "additionalProperties": False,
+}
+
+EMBEDDED = embedded(
+    "test://embedded-resource", "text/plain", "This is an embedded resource content."
+)
+MIXED = embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')
+
+TOOLS: dict[str, tuple[Callable[[Context, JSON], Awaitable[list[JSON]]], JSON]] = {
+    "test_simple_text": (fixed(text("This is a simple text response for testing.")), takes()),
+    "test_image_content": (fixed(IMAGE), takes()),
+    "test_audio_content": (fixed(AUDIO), takes()),
+    "test_embedded_resource": (fixed(EMBEDDED), takes()),
+    "test_multiple_content_types": (fixed(text("Mixed content:"), IMAGE, MIXED), takes()),
+    "test_tool_with_logging": (withLogging, takes()),
+    "test_error_handling": (fails, takes()),
+    "test_tool_with_progress": (withProgress, takes()),
+    "test_sampling": (sampling, takes("prompt")),
+    "test_elicitation": (elicitation, takes("message")),
+    "test_elicitation_sep1034_defaults": (elicitationDefaults, takes()),
+    "test_elicitation_sep1330_enums": (elicitationEnums, takes()),
+    "test_reconnection": (reconnection, takes()),
+    "json_schema_2020_12_tool": (fixed(text("Valid.")), SCHEMA_2020_12),
+}
+
+
+async def listTools(_: Context, __: object) -> types.ListToolsResult:
+    tools = [
+        {"name": name, "description": f"Fixture {name}", "inputSchema": schema}
+        for name, (_run, schema) in TOOLS.items()
+    ]
+    return types.ListToolsResult.model_validate({"tools": tools})
+
+
+async def callTool(ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+    if params.name not in TOOLS:
+        raise MCPError(types.INVALID_PARAMS, "Unknown tool")
+    run, _ = TOOLS[params.name]
+    try:
+        content, failed = await run(ctx, params.arguments or {}), False
+    except (ValueError, KeyError, MCPError) as error:
+        content, failed = [text(str(error))], True
+    return types.CallToolResult.model_validate({"content": content, "isError": failed})
+
+
+# --- resources ---
+
+RESOURCES: dict[str, JSON] = {
+    "test://static-text": {
+        "mimeType": "text/plain",
+        "text": "This is the content of the static text resource.",
+    },
+    "test://static-binary": {"mimeType": "image/png", "blob": PNG},
+    "test://watched-resource": {"mimeType": "text/plain", "text": "Watched resource content"},
+}
+TEMPLATE = "test://template/{id}/data"
+
+
+async def listResources(_: Context, __: object) -> types.ListResourcesResult:
+    resources = [
+        {"uri": uri, "name": uri.removeprefix("test://"), "mimeType": contents["mimeType"]}
+        for uri, contents in RESOURCES.items()
+    ]
+    return types.ListResourcesResult.model_validate({"resources": resources})
+
+
+async def listTemplates(_: Context, __: object) -> types.ListResourceTemplatesResult:
+    template = {"uriTemplate": TEMPLATE, "name": "template", "mimeType": "application/json"}
+    return types.ListResourceTemplatesResult.model_validate({"resourceTemplates": [template]})
+
+
+async def readResource(
+    _: Context, params: types.ReadResourceRequestParams
+) -> types.ReadResourceResult:
+    uri = str(params.uri)
+    before, after = TEMPLATE.split("{id}")
+    id = uri.removeprefix(before).removesuffix(after)
+    if uri in RESOURCES:
+        contents = RESOURCES[uri]
+    elif id and uri == before + id + after:
+        data = {"id": id, "templateTest": True, "data": f"Data for ID: {id}"}
+        contents = {"mimeType": "application/json", "text": json.dumps(data)}
+    else:
+        raise MCPError(-32002, "Resource not found", {"uri": uri})
+    return types.ReadResourceResult.model_validate({"contents": [{"uri": uri, **contents}]})
+
+
+async def subscribe(_: Context, __: types.SubscribeRequestParams) -> types.EmptyResult:
+    return types.EmptyResult()
+
+
+async def unsubscribe(_: Context, __: types.UnsubscribeRequestParams) -> types.EmptyResult:
+    return types.EmptyResult()
+
+
+# --- prompts, completion, logging ---
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "test_simple_prompt": (),
+    "test_prompt_with_arguments": ("arg1", "arg2"),
+    "test_prompt_with_embedded_resource": ("resourceUri",),
+    "test_prompt_with_image": (),
+}
+
+
+async def listPrompts(_: Context, __: object) -> types.ListPromptsResult:
+    prompts = [
+        {
+            "name": name,
+            "description": f"Fixture {name}",
+            "arguments": [{"name": one, "description": one, "required": True} for one in arguments],
+        }
+        for name, arguments in PROMPTS.items()
+    ]
+    return types.ListPromptsResult.model_validate({"prompts": prompts})
+
+
+async def getPrompt(_: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+    if params.name not in PROMPTS:
+        raise MCPError(types.INVALID_PARAMS, "Unknown prompt")
+    given = params.arguments or {}
+    if missing := [name for name in PROMPTS[params.name] if name not in given]:
+        raise MCPError(types.INVALID_PARAMS, f"Missing arguments: {', '.join(missing)}")
+    if params.name == "test_prompt_with_arguments":
+        said = f"Prompt with arguments: arg1='{given['arg1']}', arg2='{given['arg2']}'"
+        content = [text(said)]
+    elif params.name == "test_prompt_with_embedded_resource":
+        resource = embedded(
+            given["resourceUri"], "text/plain", "Embedded resource content for testing."
+        )
+        content = [resource, text("Please process the embedded resource above.")]
+    elif params.name == "test_prompt_with_image":
+        content = [IMAGE, text("Please analyze the image above.")]
+    else:
+        content = [text("This is a simple prompt for testing.")]
+    messages = [{"role": "user", "content": one} for one in content]
+    return types.GetPromptResult.model_validate({"messages": messages})
+
+
+async def complete(_: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
+    known = ["testValue1", "testValue2", "paris", "park", "party"]
+    values = [one for one in known if one.startswith(params.argument.value)]
+    completion = {"values": values, "total": len(values), "hasMore": False}
+    return types.CompleteResult.model_validate({"completion": completion})
+
+
+async def setLevel(_: Context, __: types.SetLevelRequestParams) -> types.EmptyResult:
+    return types.EmptyResult()
+
+
+class Events(EventStore):
+    """Every event of this process, numbered, for clients that resume a stream."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, types.JSONRPCMessage | None]] = []
+
+    async def store_event(self, stream_id: str, message: types.JSONRPCMessage | None) -> str:
+        self._events.append((stream_id, message))
+        return str(len(self._events))
+
+    async def replay_events_after(
+        self, last_event_id: str, send_callback: EventCallback
+    ) -> str | None:
+        if not last_event_id.isascii() or not last_event_id.isdigit():
+            return None
+        last = int(last_event_id)
+        if not 1 <= last <= len(self._events):
+            return None
+        stream, _ = self._events[last - 1]
+        for number, (of, message) in enumerate(self._events[last:], last + 1):
+            if of == stream and message is not None:
+                await send_callback(EventMessage(message, str(number)))
+        return stream
+
+
+def makeServer() -> Server[Any]:
+    return Server(
+        "conformance-fixture",
+        version="1.0.0",
+        on_list_tools=listTools,
+        on_call_tool=callTool,
+        on_list_resources=listResources,
+        on_list_resource_templates=listTemplates,
+        on_read_resource=readResource,
+        on_subscribe_resource=subscribe,
+        on_unsubscribe_resource=unsubscribe,
+        on_list_prompts=listPrompts,
+        on_get_prompt=getPrompt,
+        on_completion=complete,
+        on_set_logging_level=setLevel,
+    )
+
+
+async def serveStdio() -> None:
+    server = makeServer()
+    async with stdio_server() as (reader, writer):
+        await server.run(reader, writer, server.create_initialization_options())
+
+
+async def serveHTTP(port: int) -> None:
+    """Serve on loopback; port 0 takes a free one."""
+    app = makeServer().streamable_http_app(
+        host="127.0.0.1", event_store=Events(), retry_interval=500
+    )
+    listening = socket.create_server(("127.0.0.1", port))
+    serving = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    print(f"ready http://127.0.0.1:{listening.getsockname()[1]}/mcp", flush=True)
+    await serving.serve(sockets=[listening])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--stdio", action="store_true")
+    way.add_argument("--http", type=int, metavar="PORT")
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    if chosen.stdio:
+        anyio.run(serveStdio)
+    else:
+        anyio.run(serveHTTP, chosen.http)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The command line, as real processes: the script and the twistd sub-command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+import treq
+from processes import ROOT, start, startGateway
+
+import gateway
+from gateway.tap import Options
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": "first",
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+SCRIPT = [sys.executable, "-m", "gateway.tap"]
+TWISTD = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "mcp-gateway"]
+
+
+async def initialize(url: str) -> dict[str, object]:
+    response = await treq.post(url, json=INITIALIZE, persistent=False)
+    assert response.code == 200
+    assert len(response.headers.getRawHeaders("mcp-session-id")[0]) == 43
+    return await response.json()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_demo_runs_with_nothing_said() -> None:
+    running = await startGateway()
+    try:
+        answer = await initialize(f"{running.base}/mcp")
+        assert answer["id"] == "first"
+        assert answer["result"]["serverInfo"]["name"] == "mcp-gateway-demo"
+        assert f"claude mcp add --transport http demo {running.base}/servers/demo/mcp" in (
+            running.process.out
+        )
+    finally:
+        assert await running.stop() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_is_served() -> None:
+    demo = str(ROOT / "gateway" / "demo.py")
+    running = await startGateway("--", sys.executable, demo)
+    try:
+        answer = await initialize(f"{running.base}/mcp")
+        assert answer["result"]["serverInfo"]["name"] == "mcp-gateway-demo"
+    finally:
+        assert await running.stop() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_url_is_served() -> None:
+    behind = await startGateway()
+    running = await startGateway(f"{behind.base}/mcp")
+    try:
+        answer = await initialize(f"{running.base}/mcp")
+        assert answer["result"]["serverInfo"]["name"] == "mcp-gateway-demo"
+    finally:
+        assert await running.stop() == 0
+        assert await behind.stop() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_twistd_takes_the_same_options() -> None:
+    process = start([*TWISTD, "--listen", "tcp:0:interface=127.0.0.1"])
+    try:
+        found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/demo/mcp")
+        answer = await initialize(f"{found[1]}/mcp")
+        assert answer["id"] == "first"
+    finally:
+        process.kill()
+        # twistd stops in order, then ends by the signal it got.
+        assert await process.ended == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("command", [SCRIPT, TWISTD], ids=["script", "twistd"])
+@pytest_twisted.ensureDeferred
+async def test_a_taken_port_ends_it_at_once(command: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start([*command, "--listen", f"tcp:{port}:interface=127.0.0.1"])
+        assert await process.ended == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in process.err + process.out
+    assert "Traceback" not in process.err + process.out
+
+
+@pytest.mark.parametrize("command", [SCRIPT, TWISTD], ids=["script", "twistd"])
+@pytest_twisted.ensureDeferred
+async def test_a_mistake_in_the_configuration_ends_it_and_starts_nothing(
+    command: list[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "servers.json"
+    started = tmp_path / "started"
+    config.write_text(
+        json.dumps(
+            {
+                "mcpServers": {
+                    "good": {"command": "touch", "args": [str(started)]},
+                    "bad": {"comand": "npx", "args": "-y"},
+                }
+            }
+        )
+    )
+    process = start([*command, "--config", str(config)])
+    assert await process.ended != 0
+    said = process.err + process.out
+    assert "servers.json" in said
+    assert "mcpServers.bad.comand" in said
+    assert 'did you mean "command"' in said
+    assert "Traceback" not in said
+    assert not started.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_check_tells_and_starts_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "servers.json"
+    config.write_text(json.dumps({"mcpServers": {"one": {"command": "true"}}}))
+    process = start([*SCRIPT, "--config", str(config), "--check"])
+    assert await process.ended == 0
+    assert "servers: one" in process.out
+    assert "ready" not in process.out
+
+
+@pytest_twisted.ensureDeferred
+async def test_version() -> None:
+    process = start([*SCRIPT, "--version"])
+    assert await process.ended == 0
+    assert process.out == f"mcp-gateway {gateway.__version__}\n"
+
+
+@pytest.mark.acceptance(107)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_107_a_public_address_needs_a_flag() -> None:
+    process = start([*SCRIPT, "--listen", "tcp:0"])
+    assert await process.ended != 0
+    assert "allow-public" in process.err or "allow_public" in process.err
+    assert "Traceback" not in process.err
+    process = start([*SCRIPT, "--listen", "tcp:0", "--allow-public"])
+    await process.line("is ready")
+    process.kill()
+    assert await process.ended == 0
+
+
+@pytest.mark.acceptance(107)
+def test_acceptance_107_it_binds_loopback_by_default() -> None:
+    options = Options()
+    options.parseOptions([])
+    assert options["configuration"].gateway.listen == ("tcp:8080:interface=127.0.0.1",)
+
+
+@pytest_twisted.ensureDeferred
+async def test_sigint_ends_it_in_order() -> None:
+    running = await startGateway()
+    await initialize(f"{running.base}/mcp")
+    running.process.kill(signal.SIGINT)
+    assert await running.process.ended == 0
