@@ -29,9 +29,9 @@ from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
 from gateway.wire.exchange import RequestHead
 
-_log = Logger()
-
 __all__ = ["Door", "IRequestExchange", "ProxyResource", "RequestExchange"]
+
+_log = Logger()
 
 # What the paths of our routes are made of. Anything else, percent-encoding included, is another
 # spelling, and only the exact one routes.

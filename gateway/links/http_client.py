@@ -285,6 +285,8 @@ class Outgoing:
             # Everything else comes from connecting, or before it.
             if self._receiver is not None:
                 self._client.reached = False
+                why = type(error).__name__
+                _log.debug("{server} not reached: {why}", server=self._client.server, why=why)
             self._failed(Fault.UNSENT)
 
     def bodyReceived(self, data: bytes) -> None:

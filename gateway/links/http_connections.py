@@ -241,9 +241,9 @@ class _Endpoint:
                 timer.cancel()
             return Failure(TimeoutError()) if late and isinstance(result, Failure) else result
 
-        def connected(protocol: IProtocol) -> None:
+        def connected(connection: Any) -> None:
             if not self._encrypted:
-                factory.connected(protocol)
+                factory.connected(connection.wrappedProtocol)
 
         done: Deferred[IProtocol] = Deferred(cancel)
         done.addBoth(ended)

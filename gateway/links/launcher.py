@@ -15,7 +15,8 @@ where the program could not be executed, 127 where it is not there, as a shell w
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # has no stub; the `signal` module costs 4 ms more, for its enums
+# Not `signal`, whose enums cost 4 ms more; it has no stub.
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 

@@ -176,14 +176,14 @@ class SSEProxy:
     def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
         """Relay a notification or response; the stream hears if it could not be taken."""
 
-        def told(taken: bool) -> None:
-            if not taken:
-                refusal = refusals.queueFull(self.shared.limits.retry_after)
-                self._refuse(conversation, refusal, None)
+        told = conversation.relay.message(message, admitted.context)
+        told.addCallback(self._told, conversation)
+        told.addErrback(lambda failure: self._log.failure("while sending", failure))
 
-        told_ = conversation.relay.message(message, admitted.context)
-        told_.addCallback(told)
-        told_.addErrback(lambda failure: self._log.failure("while sending", failure))
+    def _told(self, taken: bool, conversation: _Conversation) -> None:
+        if not taken:
+            refusal = refusals.queueFull(self.shared.limits.retry_after)
+            self._refuse(conversation, refusal, None)
 
     async def _initialize(
         self, conversation: _Conversation, admitted: Admitted, message: Message
