@@ -150,11 +150,13 @@ class FaultyUpstream:
     connected: Callable[[_Connection], None] = lambda connection: None
     _queue: DeferredQueue[Received] = field(factory=DeferredQueue)
     _port: Any = None
+    _reactor: Any = None
     _tls: bool = False
 
     def start(self, reactor: Any, contextFactory: Any = None) -> None:
         factory = Factory.forProtocol(lambda: _Connection(self))
         factory.noisy = False
+        self._reactor = reactor
         if contextFactory is None:
             self._port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         else:
@@ -172,7 +174,7 @@ class FaultyUpstream:
 
     def next(self) -> Deferred[Received]:
         """The next request nobody took yet."""
-        return self._queue.get()
+        return self._queue.get().addTimeout(10, self._reactor)
 
     def got(self, request: Received) -> None:
         self.requests.append(request)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest_twisted
 from attrs import define, field
+from scripted import ScriptedHTTPLink, ScriptedLink, ScriptedServer, Sent, message
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -29,7 +30,7 @@ from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator,
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, IPolicy
-from gateway.links.interfaces import IServer
+from gateway.links.interfaces import Hello, ILinkListener, IServer
 from gateway.observe.observer import BoundReached, Event, IObserver
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
@@ -39,7 +40,8 @@ from gateway.proxies.transparent import TransparentProxy
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import MemoryStore
 from gateway.settings import HTTPSettings
-from gateway.wire.context import Principal
+from gateway.wire.context import CallContext, Principal
+from gateway.wire.envelope import Kind, Message
 from gateway.wire.exchange import RequestHead
 from gateway.wire.sse import ServerSentEvent, SSEParser
 
@@ -256,6 +258,60 @@ def hello(revision: str = "2025-06-18", id: object = 1, **capabilities: object) 
         capabilities=capabilities,
         clientInfo={"name": "t", "version": "1"},
     )
+
+
+class AnsweringLink(ScriptedLink):
+    """Answers each request with its params, a moment later."""
+
+    def send(self, message: Message, call: object | None, context: CallContext) -> bool:
+        taken = super().send(message, call, context)
+        server = self.server
+        if taken and isinstance(server, AnsweringServer) and server.answers:
+            reactor.callFromThread(self._answered, self.sent[-1])  # type: ignore[attr-defined]
+        return taken
+
+    def _answered(self, sent: Sent) -> None:
+        if not self.alive:
+            return
+        if sent.message.kind is Kind.REQUEST:
+            self.reply(sent, bytes(sent.message.fields.get("params", b"{}")))
+        elif sent.call is not None:
+            self.accept(sent)
+
+
+class AnsweringHTTPLink(AnsweringLink, ScriptedHTTPLink):
+    """The same over HTTP."""
+
+
+class AnsweringServer(ScriptedServer):
+    """
+    A ScriptedServer that answers by itself.
+
+    revision: what it negotiates; the client's own without. answers: whether it does; if not, the
+    test says what it does.
+    """
+
+    revision: str | None = None
+    answers = True
+
+    @property
+    def heard(self) -> int:
+        """How many handshakes and messages reached it."""
+        return self.handshakes + sum(len(link.sent) for link in self.links)
+
+    def _make(self, hello: Hello, listener: ILinkListener, context: CallContext) -> ScriptedLink:
+        asked = json.loads(hello.params).get("protocolVersion")
+        result = json.loads(self.result)
+        result["protocolVersion"] = self.revision or asked
+        answer = {"jsonrpc": "2.0", "id": 0, "result": result}
+        made = (AnsweringHTTPLink if self.http else AnsweringLink)(
+            self, listener, hello, context, message(json.dumps(answer).encode())
+        )
+        if isinstance(made, ScriptedHTTPLink):
+            made.sessionless = self.sessionless
+            made.refusesListen = self.refusesListen
+        self.links.append(made)
+        return made
 
 
 @define(eq=False)

@@ -52,8 +52,8 @@ class Listener:
     onReceived: Callable[[Message], None] = lambda message: None
 
     def received(self, message: Message, origin: object, mark: EventMark | None = None) -> None:
-        self.queue.put(("received", message, origin, mark))
         self.onReceived(message)
+        self.queue.put(("received", message, origin, mark))
 
     def marked(self, origin: object, mark: EventMark) -> None:
         self.queue.put(("marked", origin, mark))
@@ -74,7 +74,8 @@ class Listener:
         self.queue.put(("lost", reason))
 
     def heard(self) -> Deferred[tuple[Any, ...]]:
-        return self.queue.get()
+        # The time-out only spares a broken test the wait for the suite's.
+        return self.queue.get().addTimeout(10, reactor)
 
     @property
     def quiet(self) -> bool:

@@ -14,7 +14,9 @@ from io import BytesIO
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
@@ -63,14 +65,25 @@ class GatewaySite(Site):
         """No access log by default: observers hear what happens, and a line costs as a call."""
 
 
+class _Connection(ProtocolWrapper):
+    """Tells its factory when it is over, timers included."""
+
+    factory: Connections
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self.factory.connectionEnded()
+
+
 class Connections(WrappingFactory):
     """The connections of one listener, so that they can be hung up when it stops."""
 
+    protocol = _Connection
     noisy = False
     _emptied: Deferred[None] | None = None
 
-    def unregisterProtocol(self, p: ProtocolWrapper) -> None:
-        super().unregisterProtocol(p)
+    def connectionEnded(self) -> None:
+        """One of them is over."""
         if not self.protocols and self._emptied is not None:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)

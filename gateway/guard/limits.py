@@ -63,6 +63,13 @@ class Limits:
     queued_for: float = _bound(
         30.0, "seconds", "dropped and counted, a request answered -32603 to the server"
     )
+    max_logged_events: int = _bound(
+        256, "events per session", "older ones cannot be resumed; a comment announces the gap"
+    )
+    max_logged_bytes: int = _bound(
+        1024 * 1024, "bytes per session", "older events cannot be resumed"
+    )
+    logged_for: float = _bound(300.0, "seconds", "older events cannot be resumed")
     max_stream_bytes: int = _bound(
         256 * 1024, "bytes per stream", "notifications are dropped, the reader is cut"
     )

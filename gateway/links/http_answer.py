@@ -34,7 +34,7 @@ LINGER = 1.0
 """Seconds a server gets to end a body of which all that matters was told."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Surroundings:
     """
     What the streams of one link share.
@@ -52,7 +52,7 @@ class Surroundings:
     onRefused: Callable[[int], None]
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class Stream:
     """
     One request and its answer; see the module. Its link opens it and closes it by `abort`.

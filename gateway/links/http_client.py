@@ -63,7 +63,7 @@ class Fault(Enum):
     BAD = "what came is no acceptable HTTP"
 
 
-@frozen
+@frozen(repr=False)
 class ResponseHead:
     """The final head of an answer: its status and its fields."""
 
@@ -121,7 +121,7 @@ def parseURL(url: str) -> URI:
 
 
 @implementer(IBodyProducer)
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Body:
     """A body that is written at once."""
 
@@ -170,7 +170,7 @@ class _Reading(TwistedProtocol):
             outgoing.bodyLost(reason.value if reason is not None else None)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Outgoing:
     """
     One request on its way, until its answer ended. `HTTPClient.request` starts it; it ends with
@@ -184,6 +184,7 @@ class Outgoing:
     _body: bytes | None
     _receiver: Receiver | None
     _requested: Deferred[IResponse] | None = field(default=None, init=False)
+    _starting: bool = field(default=False, init=False)
     _soon: IDelayedCall | None = field(default=None, init=False)
     _reading: _Reading | None = field(default=None, init=False)
     _paused: bool = field(default=False, init=False)
@@ -196,16 +197,31 @@ class Outgoing:
             requested = self._client.agent.request(self._method, self._url, self._headers, body)
         except ValueError:
             requested = fail()
-        self._requested = requested
-        if requested.called:
-            self._soon = self._client.clock.callLater(0, self._listenTo, requested)
-        else:
-            self._listenTo(requested)
+        self._requested, self._starting = requested, True
+        requested.addBoth(self._came)
+        self._starting = False
 
-    def _listenTo(self, requested: Deferred[IResponse]) -> None:
+    def _came(self, result: IResponse | Failure) -> None:
+        self._requested = None
+        if self._starting:
+            self._soon = self._client.clock.callLater(0, self._take, result)
+        else:
+            self._take(result)
+
+    def _take(self, result: IResponse | Failure) -> None:
         self._soon = None
-        requested.addCallbacks(self._headReceived, self._requestFailed)
-        requested.addErrback(self._broke)
+        try:
+            if isinstance(result, Failure):
+                self._requestFailed(result.value)
+            else:
+                self._headReceived(result)
+        except Exception:
+            # A receiver raised: a fault of ours, and its request must still end.
+            _log.failure("while an answer was taken")
+            receiver = self._receiver
+            self.abort()
+            if receiver is not None:
+                receiver.failed(Fault.BAD)
 
     def pause(self) -> None:
         """Read no more of the body, until `resume`."""
@@ -223,8 +239,9 @@ class Outgoing:
         """Cut the connection; the receiver hears nothing more. May be called at any time."""
         self._receiver = None
         if self._soon is not None:
+            # What came at once is whole or has no connection: nothing is left of it.
             self._soon.cancel()
-            self._listenTo(self._requested or Deferred())
+            self._soon = None
         requested, self._requested = self._requested, None
         if requested is not None:
             requested.cancel()
@@ -234,7 +251,6 @@ class Outgoing:
         self._client.ended(self)
 
     def _headReceived(self, response: IResponse) -> None:
-        self._requested = None
         self._client.reached = True
         receiver = self._receiver
         if receiver is None:
@@ -274,9 +290,7 @@ class Outgoing:
             return None
         return bytes(uri.toBytes())
 
-    def _requestFailed(self, failure: Failure) -> None:
-        self._requested = None
-        error = failure.value
+    def _requestFailed(self, error: BaseException | None) -> None:
         if isinstance(error, RequestGenerationFailed | RequestTransmissionFailed):
             self._failed(Fault.CUT)
         elif isinstance(error, ResponseFailed):
@@ -310,14 +324,6 @@ class Outgoing:
         if receiver is not None:
             receiver.failed(fault)
 
-    def _broke(self, failure: Failure) -> None:
-        """A receiver raised: that is a fault of ours, and its request must still end."""
-        _log.failure("while an answer was taken", failure)
-        receiver = self._receiver
-        self.abort()
-        if receiver is not None:
-            receiver.failed(Fault.BAD)
-
 
 def _faultOf(error: BaseException | None) -> Fault:
     """Whether a failed answer was cut or was bad: its first reason tells."""
@@ -326,7 +332,7 @@ def _faultOf(error: BaseException | None) -> Fault:
     return Fault.CUT if isinstance(first, _CUTS) else Fault.BAD
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class HTTPClient:
     """
     Requests to one server. It lives as long as its server; `abort` ends what is on its way.

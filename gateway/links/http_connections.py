@@ -192,13 +192,18 @@ class _Connection(ProtocolWrapper):
 class _ConnectionFactory(WrappingFactory[_Connection]):
     """Makes one connection and says when it is ready."""
 
-    noisy = False
     protocol = _Connection
 
     def __init__(self, wrapped: Any, owner: Connections) -> None:
         super().__init__(wrapped)
         self.owner = owner
         self.ready: Deferred[IProtocol] | None = Deferred()
+
+    def doStart(self) -> None:
+        """Agent's factory would log each start, with a `repr` of the endpoint."""
+
+    def doStop(self) -> None:
+        """As quietly as it started."""
 
     def connected(self, protocol: IProtocol) -> None:
         ready, self.ready = self.ready, None
@@ -212,7 +217,7 @@ class _ConnectionFactory(WrappingFactory[_Connection]):
 
 
 @implementer(IStreamClientEndpoint)
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Endpoint:
     """Connects within the time-out, TLS handshake included."""
 
@@ -259,7 +264,7 @@ _log = Logger(namespace="gateway.links.http_connections")
 
 
 @implementer(IAgentEndpointFactory)
-@define(eq=False)
+@define(eq=False, repr=False)
 class Connections:
     """
     The connections to the origin of one URL, idle and busy. They open as `agent` needs them;

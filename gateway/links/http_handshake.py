@@ -58,7 +58,7 @@ class Greeted(Protocol):
 
 
 @implementer(ILinkListener)
-@define(eq=False)
+@define(eq=False, repr=False)
 class Handshake:
     """
     The `initialize` of one link. It listens until the answer, and keeps what else comes before

@@ -81,7 +81,7 @@ def _errorIn(body: bytes) -> Message | None:
     return message if isinstance(message, Message) and message.isError else None
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class _Post(Stream):
     """What the two kinds of POST share: refusals."""
 
@@ -108,7 +108,7 @@ class _Post(Stream):
         self.abort()
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class CallStream(_Post):
     """
     The POST of a request.
@@ -193,7 +193,7 @@ class CallStream(_Post):
         self.settle(badAnswer("the server's answer is not for this request"))
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class NoteStream(_Post):
     """The POST of a notification or response; without an origin nobody is told its end."""
 
@@ -226,7 +226,7 @@ class NoteStream(_Post):
             self.around.observer.observed(MessageDropped(self.around.server, "undeliverable"))
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class GetStream(Stream):
     """
     A GET: of the server's own stream, or of one to resume.

@@ -46,7 +46,7 @@ _JSON = (b"content-type", b"application/json")
 
 
 @implementer(IHTTPLink)
-@define(eq=False)
+@define(eq=False, repr=False)
 class StreamableHTTPLink:
     """
     One session with a Streamable HTTP server. `handshake` opens it, once; its user closes it, or
@@ -299,7 +299,7 @@ def _notOpened(fault: Fault | None) -> LinkFailed:
     return LinkFailed(Reason.UPSTREAM_UNREACHABLE, "the server cannot be reached")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Deletion:
     """The DELETE of a session: whatever is answered, or nothing in time, the link is closed."""
 

@@ -18,12 +18,13 @@ from twisted.python.failure import Failure
 
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
+from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder
 from gateway.proxies.opening import handshake, newRelay, newSession
 from gateway.proxies.reply import Reply
 from gateway.proxies.shared import Shared
-from gateway.proxies.streams import ClientStream, openStream
-from gateway.relay.relay import Relay, Target
+from gateway.proxies.streams import openStream
+from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
@@ -162,6 +163,7 @@ class StreamableEndpoint:
             relay,
             admitted.json,
             admitted.events,
+            relay.events,
         )
 
     def _tell(self, admitted: Admitted, relay: Relay, messages: list[Message]) -> None:
@@ -203,43 +205,52 @@ class StreamableEndpoint:
 
     # GET and DELETE.
 
-    def openGet(
-        self, admitted: Admitted, relay: Relay, target: Target | None = None
-    ) -> ClientStream:
-        """
-        Open a stream for what belongs to no request; the oldest ends if there are many.
+    def openGet(self, exchange: Exchange, relay: Relay, channel: Channel) -> None:
+        """Open a stream for what belongs to no request; the oldest ends if there are many."""
+        channel.owner = _Gets(self, relay)
+        channel.owner.connect(exchange, channel)
 
-        target: what the relay shall know it by; the stream itself without one.
-        """
-        session = relay.session
-        open_ = relay.router.streams
-        if len(open_) >= self.shared.limits.max_get_streams:
-            self.shared.observer.observed(BoundReached("max_get_streams", self.server.name))
-            oldest = open_[0]
-            oldest.close()
-            # A reader that blocks lets its stream end later, but it counts no more.
-            relay.detach(oldest)
-        clock = self.shared.clock
-        session.streamOpened(clock.seconds())
-
-        def closed() -> None:
-            relay.detach(target or stream)
-            relay.readerClosed(stream)
-            session.streamClosed(clock.seconds())
-            self.getClosed(relay, target or stream)
-
-        stream = openStream(admitted.exchange, self.shared, self.server.name, closed, watch=relay)
-        relay.readerOpened(stream, target or stream)
-        relay.attach(target or stream)
-        return stream
-
-    def getClosed(self, relay: Relay, target: Target) -> None:
+    def getClosed(self, relay: Relay, channel: Channel) -> None:
         """A stream of `openGet` ended."""
 
     def _delete(self, admitted: Admitted, session: Session) -> None:
         ended = self.shared.registry.end(session, "deleted")
         ended.addCallback(lambda _: admitted.exchange.answer(204, ()))
         ended.addErrback(partial(self.broke, admitted.exchange))
+
+
+@define(eq=False)
+class _Gets:
+    """Serves the GET streams of one session."""
+
+    endpoint: StreamableEndpoint
+    relay: Relay
+
+    def connect(self, exchange: Exchange, channel: Channel, after: int | None = None) -> None:
+        endpoint, relay = self.endpoint, self.relay
+        shared, session = endpoint.shared, relay.session
+        open_ = relay.router.streams
+        if len(open_) >= shared.limits.max_get_streams:
+            shared.observer.observed(BoundReached("max_get_streams", endpoint.server.name))
+            open_[0].close()
+        session.streamOpened(shared.clock.seconds())
+
+        def closed() -> None:
+            if channel.stream is stream:
+                channel.stream = None
+                relay.detach(channel)
+            relay.readerClosed(stream)
+            session.streamClosed(shared.clock.seconds())
+            endpoint.getClosed(relay, channel)
+
+        stream = openStream(exchange, shared, endpoint.server.name, closed, watch=relay)
+        if after is None:
+            channel.stream = stream
+        else:
+            channel.resume(stream, after)
+        if not stream.closed:
+            relay.readerOpened(stream, channel)
+            relay.attach(channel)
 
 
 def relayOf(session: Session) -> Relay:

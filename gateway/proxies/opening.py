@@ -13,6 +13,7 @@ from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed
 from gateway.proxies.shared import Shared
 from gateway.relay.relay import Relay
+from gateway.sessions.events import EventLog
 from gateway.sessions.registry import AtCapacity, Session
 from gateway.sessions.store import StoreRefused
 from gateway.wire import refusals
@@ -48,6 +49,7 @@ def newRelay(
     transparent: bool = False,
 ) -> Relay:
     """The live part of a session."""
+    numbered = session.record.transport == "streamable" and not transparent
     return Relay(
         session,
         server,
@@ -58,6 +60,7 @@ def newRelay(
         shared.observer,
         context,
         transparent,
+        EventLog(shared.limits) if numbered else None,
     )
 
 

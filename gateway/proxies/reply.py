@@ -13,9 +13,10 @@ from typing import Protocol
 from attrs import define, field
 
 from gateway.links.interfaces import EventMark
-from gateway.observe.observer import BoundReached
+from gateway.proxies.channel import Channel
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import ClientStream, ReaderWatch, openStream
+from gateway.sessions.events import EventLog
 from gateway.wire.envelope import Message, encodeBatch
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import JSON_TYPE, Reason, callFailed, sessionNotFound
@@ -41,7 +42,8 @@ class Reply:
     """
     The answer to one POST. A relay's target for its calls.
 
-    json, events: what its client accepts.
+    json, events: what its client accepts. log: numbers the events of a stream, so that a client
+    that was cut off can resume it.
     Life: made for the POST → `start` → messages and answers → done, or gone with its client.
     """
 
@@ -51,9 +53,10 @@ class Reply:
     owner: ReplyOwner
     json: bool
     events: bool
+    log: EventLog | None = None
+    _channel: Channel | None = field(default=None, init=False)
     _batch: list[bytes] | None = field(default=None, init=False)
     _expected: int = field(default=1, init=False)
-    _stream: ClientStream | None = field(default=None, init=False)
     _done: bool = field(default=False, init=False)
     _started: float = field(init=False)
 
@@ -63,11 +66,11 @@ class Reply:
         self._expected = expected
 
     def start(self, openNow: bool) -> None:
-        """Wait for messages; openNow: with the stream open."""
+        """Wait for messages; openNow: with the stream open and primed."""
         self._started = self.shared.clock.seconds()
         self.exchange.onGone = self._gone
         if openNow and self.events:
-            self._open()
+            self._open().prime()
         elif self.events:
             self.shared.pulse.join(self)
 
@@ -100,27 +103,17 @@ class Reply:
 
     def _finish(self, body: bytes, mark: EventMark | None = None) -> None:
         self._end()
-        if self._stream is None and (self.json or self._isLarge(body)):
+        if self._channel is None and self.json:
             self.exchange.onGone = None
             self.exchange.answer(200, (JSON_TYPE,), body)
-            return
-        stream = self._stream or self._open()
-        stream.answerBytes(body, mark)
-        stream.close()
-
-    def _isLarge(self, body: bytes) -> bool:
-        """Whether an answer is too large for the event parsers in the field."""
-        if len(body) <= self.shared.limits.max_json_answer_stream:
-            return False
-        bound = BoundReached("max_json_answer_stream", self.server)
-        self.shared.observer.observed(bound)
-        return True
+        else:
+            self._open().finish(body, mark)
 
     def lost(self, id: bytes) -> None:
         """The session is lost: the one 404, or an error where the stream is open already."""
         if self._done:
             return
-        if self._stream is not None:
+        if self._channel is not None:
             why = "the server went away and the session with it"
             self.answer(callFailed(id, Reason.SERVER_EXITED, why))
             return
@@ -133,27 +126,41 @@ class Reply:
     def close(self) -> None:
         """The session is over: end what is open."""
         self._end()
-        if self._stream is not None:
-            self._stream.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def beat(self, now: float) -> None:
         """The head has waited long enough."""
         if now - self._started >= self.shared.limits.head_wait:
             self._open()
 
-    def _open(self) -> ClientStream:
-        if self._stream is None:
+    def _open(self) -> Channel:
+        if self._channel is None:
             self.shared.pulse.leave(self)
-            self._stream = openStream(
-                self.exchange, self.shared, self.server, self._streamClosed, watch=self.owner
-            )
-            self.owner.readerOpened(self._stream, self)
-        return self._stream
+            channel = self._channel = Channel(self.shared, self.server, self.log)
+            channel.owner = self
+            self.connect(self.exchange, channel)
+        return self._channel
 
-    def _streamClosed(self) -> None:
-        self.owner.readerClosed(self._stream)
-        if not self._done:
-            self._gone()
+    def connect(self, exchange: Exchange, channel: Channel, after: int | None = None) -> None:
+        """Put an exchange under the channel; after: the event from which it is resumed."""
+
+        def closed() -> None:
+            self.owner.readerClosed(stream)
+            if channel.stream is stream:
+                channel.stream = None
+                if not self._done and not channel.resumable:
+                    self._gone()
+
+        stream: ClientStream = openStream(
+            exchange, self.shared, self.server, closed, watch=self.owner
+        )
+        if after is None:
+            channel.stream = stream
+        else:
+            channel.resume(stream, after)
+        if not stream.closed:
+            self.owner.readerOpened(stream, self)
 
     def _gone(self) -> None:
         self._end()

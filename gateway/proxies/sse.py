@@ -20,10 +20,11 @@ from twisted.python.failure import Failure
 
 from gateway.links.interfaces import EventMark, IServer
 from gateway.observe.observer import MessageDropped
+from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming
 from gateway.proxies.opening import handshake, newRelay, newSession
 from gateway.proxies.shared import Shared
-from gateway.proxies.streams import ClientStream, openStream
+from gateway.proxies.streams import openStream
 from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
@@ -40,7 +41,7 @@ class _Conversation:
     """What serves an HTTP+SSE session: its relay, its one stream, and whether it was greeted."""
 
     relay: Relay
-    stream: ClientStream
+    stream: Channel
     asked: bool = False
 
 
@@ -48,12 +49,12 @@ class _Conversation:
 class _BatchAnswer:
     """Collects the answers to a batch and sends them whole. A relay's target."""
 
-    stream: ClientStream
+    stream: Channel
     expected: int
     collected: list[bytes]
 
     def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
-        return self.stream.deliver(message)
+        return self.stream.deliver(message, mark)
 
     def marked(self, mark: EventMark) -> None:
         self.stream.marked(mark)
@@ -64,7 +65,7 @@ class _BatchAnswer:
 
     def send(self) -> None:
         if len(self.collected) == self.expected:
-            self.stream.answerBytes(encodeBatch(self.collected))
+            self.stream.answerEncoded(encodeBatch(self.collected))
 
     def lost(self, id: bytes) -> None:
         self.stream.lost(id)
@@ -111,20 +112,24 @@ class SSEProxy:
             return
         relay = newRelay(shared, self.server, session, context)
 
+        channel = Channel(shared, self.server.name)
+
         def closed() -> None:
-            relay.detach(stream)
-            relay.gone(stream)
+            channel.stream = None
+            relay.detach(channel)
+            relay.gone(channel)
             relay.readerClosed(stream)
             shared.registry.end(session, "stream_closed")
 
         stream = openStream(exchange, shared, self.server.name, closed, watch=relay)
-        session.live = _Conversation(relay, stream)
+        channel.stream = stream
+        session.live = _Conversation(relay, channel)
         now = shared.clock.seconds()
         session.opened(now)
         session.streamOpened(now)
-        relay.readerOpened(stream, stream)
+        relay.readerOpened(stream, channel)
         stream.write(encodeEvent(_endpoint(exchange, session), event=b"endpoint"))
-        relay.attach(stream)
+        relay.attach(channel)
 
     def _broke(self, exchange: Exchange, failure: Failure) -> None:
         self._log.failure("a request broke the gateway", failure)

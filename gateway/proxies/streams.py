@@ -15,14 +15,11 @@ from typing import Protocol
 
 from attrs import define, field
 
-from gateway.links.interfaces import EventMark
 from gateway.observe.observer import BoundReached
 from gateway.proxies.shared import Shared
 from gateway.wire.context import HeaderPairs
-from gateway.wire.envelope import Message
 from gateway.wire.exchange import EventSink, Exchange
-from gateway.wire.refusals import Reason, callFailed
-from gateway.wire.sse import comment, encodeEvent
+from gateway.wire.sse import comment
 
 __all__ = ["STREAM_HEADERS", "ClientStream", "ReaderWatch", "openStream"]
 
@@ -48,7 +45,7 @@ class ReaderWatch(Protocol):
 @define(eq=False)
 class ClientStream:
     """
-    One open stream. A relay's target for what belongs to no call.
+    One open stream: the connection beneath a Channel.
 
     Life: opened by a proxy → messages → closed by the proxy or the session's end, or gone with
     its client. `onClosed` is called once, however it ends.
@@ -71,39 +68,22 @@ class ClientStream:
         self.sink.onDrained = self._drained
         self.shared.pulse.join(self)
 
-    # A relay's target.
-
-    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
-        """Send a message that is no answer. False: the reader does not keep up."""
-        limits = self.shared.limits
+    def hasRoom(self) -> bool:
+        """Whether a message that is no answer is taken; if not, its reader does not keep up."""
         if self.closed or self._closing:
             return False
-        if self._held >= limits.max_stream_bytes:
+        if self._held >= self.shared.limits.max_stream_bytes:
             self._bound("max_stream_bytes")
             return False
-        self.write(_event(message.encode(), mark))
         return True
 
-    def marked(self, mark: EventMark) -> None:
-        """Send an event that has no message: it primes the stream, or sets its retry."""
-        self.write(_event(b"", mark))
-
-    def answer(self, message: Message, mark: EventMark | None = None) -> None:
-        """Send the answer to a call."""
-        self.answerBytes(message.encode(), mark)
-
-    def answerBytes(self, body: bytes, mark: EventMark | None = None) -> None:
-        """Send an encoded answer, or a batch of them."""
+    def writeAnswer(self, data: bytes) -> None:
+        """Write an event that holds an answer."""
         if self._held > self.shared.limits.max_answer:
             self._bound("max_answer")
             self.abort()
         else:
-            self.write(_event(body, mark))
-
-    def lost(self, id: bytes) -> None:
-        """The session is lost; the call with this id ends."""
-        why = "the server went away and the session with it"
-        self.answer(callFailed(id, Reason.SERVER_EXITED, why))
+            self.write(data)
 
     def close(self) -> None:
         """End the stream once what it holds is written."""
@@ -176,14 +156,6 @@ class ClientStream:
 
     def _bound(self, name: str) -> None:
         self.shared.observer.observed(BoundReached(name, self.server))
-
-
-def _event(data: bytes, mark: EventMark | None) -> bytes:
-    if mark is None:
-        return encodeEvent(data)
-    retry = int(mark.retry) if mark.retry is not None and len(mark.retry) < 16 else None
-    event = b"message" if data else b""
-    return encodeEvent(data, event=event, id=mark.id, retry=retry)
 
 
 def openStream(

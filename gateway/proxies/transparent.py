@@ -16,19 +16,19 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 
 import gateway
-from gateway.links.interfaces import EventMark, IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.proxies.channel import Channel
 from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Admitted
 from gateway.proxies.opening import newRelay
-from gateway.proxies.streams import ClientStream
-from gateway.relay.relay import Relay, Target
+from gateway.relay.relay import Relay
 from gateway.relay.sender import SessionOver
 from gateway.sessions.ids import tagOf
 from gateway.sessions.record import SessionRecord
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message
+from gateway.wire.envelope import Kind
 from gateway.wire.refusals import callFailed
 from gateway.wire.revisions import LEGACY
 
@@ -116,7 +116,7 @@ class TransparentProxy(StreamableEndpoint):
         exchange = admitted.exchange
         gone: list[bool] = []
         exchange.onGone = lambda: gone.append(True)
-        feed = _Feed()
+        feed = Channel(self.shared, self.server.name)
         link = await self._listen(admitted, relay, feed)
         exchange.onGone = None
         if relay.session.ended:
@@ -125,12 +125,12 @@ class TransparentProxy(StreamableEndpoint):
             refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
             self.ladder.refuse(exchange, refusal, "link")
         elif not gone:
-            feed.stream = self.openGet(admitted, relay, feed)
+            self.openGet(exchange, relay, feed)
             return
         if link is not None:
             link.cancel(feed)
 
-    async def _listen(self, admitted: Admitted, relay: Relay, feed: _Feed) -> ILink | None:
+    async def _listen(self, admitted: Admitted, relay: Relay, feed: Channel) -> ILink | None:
         """Open the server's stream; a lost session of the server is made again, once."""
         last = admitted.exchange.head.header(b"last-event-id")
         for again in (False, True):
@@ -155,35 +155,9 @@ class TransparentProxy(StreamableEndpoint):
                 return None
         return None
 
-    def getClosed(self, relay: Relay, target: Target) -> None:
+    def getClosed(self, relay: Relay, channel: Channel) -> None:
         if relay.link is not None:
-            relay.link.cancel(target)
-
-
-@define(eq=False)
-class _Feed:
-    """A GET stream of client and server: the server's from `listen` on, the client's then."""
-
-    stream: ClientStream | None = None
-
-    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
-        return self.stream is not None and self.stream.deliver(message, mark)
-
-    def marked(self, mark: EventMark) -> None:
-        if self.stream is not None:
-            self.stream.marked(mark)
-
-    def answer(self, message: Message, mark: EventMark | None = None) -> None:
-        if self.stream is not None:
-            self.stream.answer(message, mark)
-
-    def lost(self, id: bytes) -> None:
-        if self.stream is not None:
-            self.stream.lost(id)
-
-    def close(self) -> None:
-        if self.stream is not None:
-            self.stream.close()
+            relay.link.cancel(channel)
 
 
 def _keepsNoSessions(link: ILink | None) -> bool:

@@ -40,6 +40,7 @@ from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
+from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
@@ -90,6 +91,7 @@ class Relay:
     observer: IObserver
     context: CallContext
     transparent: bool = False
+    events: EventLog | None = None
     router: Router = field(init=False)
     readers: Readers = field(init=False)
     sender: Sender = field(init=False)

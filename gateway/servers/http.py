@@ -37,7 +37,7 @@ __all__ = ["HTTPServer"]
 
 
 @implementer(IServer)
-@define(eq=False)
+@define(eq=False, repr=False)
 class HTTPServer:
     """
     A configured HTTP server. It holds nothing open before its first link; `drain` ends it.
