@@ -11,10 +11,9 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 
 from gateway.doors.resource import ProxyResource
+from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.sse import SSEProxy
-from gateway.proxies.streamable import StreamableProxy
-from gateway.proxies.transparent import TransparentProxy
 from gateway.wire import refusals
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import JSON_TYPE, Refusal
@@ -26,7 +25,7 @@ __all__ = ["GatewayApp", "Mount"]
 class Mount:
     """The proxies in front of one server; sse is None where none serves it."""
 
-    http: StreamableProxy | TransparentProxy
+    http: StreamableEndpoint
     sse: SSEProxy | None
 
 

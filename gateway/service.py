@@ -36,6 +36,7 @@ from gateway.guard.policy import AllowAll, IPolicy
 from gateway.links.interfaces import IServer
 from gateway.links.process import Reaper
 from gateway.observe.observer import IObserver, NullObserver
+from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
 from gateway.proxies.sse import SSEProxy
@@ -68,6 +69,7 @@ class _Running:
 
     shared: Shared
     servers: list[IServer]
+    proxies: list[StreamableEndpoint]
     reaper: Reaper
     door: Door
     ports: list[IListeningPort] = field(factory=list)
@@ -176,7 +178,8 @@ class GatewayService(Service):
                 default = configured.name
         app = GatewayApp(ladder, mounts, default, lambda: self.state is State.READY)
         door = Door(ladder, app.app.resource(), mounted=False)
-        return _Running(shared, servers, reaper, door)
+        proxies = [mount.http for mount in mounts.values()]
+        return _Running(shared, servers, proxies, reaper, door)
 
     def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
         limits = self.configuration.gateway.limits
@@ -227,6 +230,7 @@ class GatewayService(Service):
                 break
             await deferLater(self._clock, _LOOK)
         await _all([shared.registry.end(session, "shutdown") for session in shared.registry])
+        await _all([Deferred.fromCoroutine(proxy.stop()) for proxy in run.proxies])
         await _all([server.drain() for server in run.servers])
         await run.reaper.close()
         await _all([connections.hangUp() for connections in run.connections])

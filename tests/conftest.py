@@ -32,6 +32,9 @@ def nothingUnhandled(request: pytest.FixtureRequest) -> Iterator[None]:
     A test that provokes a logged failure asks for the `expectedFailures` fixture.
     """
     failures: list[dict[str, Any]] = []
+    # Asked for here, it is not torn down before it is filled.
+    expected = "expectedFailures" in request.fixturenames
+    given = request.getfixturevalue("expectedFailures") if expected else []
 
     def observer(event: dict[str, Any]) -> None:
         if event.get("log_failure") is not None:
@@ -41,9 +44,8 @@ def nothingUnhandled(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     gc.collect()
     globalLogPublisher.removeObserver(observer)
-    if "expectedFailures" in request.fixturenames:
-        request.getfixturevalue("expectedFailures").extend(failures)
-    else:
+    given.extend(failures)
+    if not expected:
         texts = [event["log_failure"].getTraceback() for event in failures]
         assert not texts, "unhandled:\n" + "\n".join(texts)
     reactor = sys.modules.get("twisted.internet.reactor")

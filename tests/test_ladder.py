@@ -665,7 +665,7 @@ async def test_aModernRequestOverSSEIsRefusedOnTheStream(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_whatBreaksIsCutAndSaysNothing(
-    start: Start, expectedFailures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    expectedFailures: list[dict[str, Any]], start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack, _ = await started(start)
 

@@ -247,9 +247,13 @@ async def test_acceptance_36_401ComesFirst(start: Start, proxy: str) -> None:
 async def test_anIdBeyondTheHeaderLimitIsTheListenersToRefuse(start: Start, proxy: str) -> None:
     stack = await started(start)
     case = Case(proxy, PROXIES[proxy])
-    answer = await asked(stack, case, b"POST", b"A" * 70_000, message(b"7"))
-    assert answer.status in (400, 431)
-    assert b"-32001" not in answer.body
+    client = await stack.connect()
+    headers = [*ALICE, *case.headers(b"A" * 20_000)]
+    client.send(stack.request(b"POST", case.target(b""), None, headers))
+    answered = await client.rest()
+    # What has no end is cut off without a word.
+    assert answered == b"" or answered.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert b"-32001" not in answered
 
 
 @pytest.mark.acceptance(37)

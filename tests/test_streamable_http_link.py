@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 import pytest_twisted
 from attrs import define, evolve, field
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from faulty_upstream import FaultyUpstream, Received
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
-from twisted.internet.task import Clock
+from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import MemoryReactorClock
+from twisted.web.client import BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from gateway.guard.limits import Limits
 from gateway.links.http_answer import LINGER
-from gateway.links.http_connections import CACHED_FOR
+from gateway.links.http_client import parseURL
+from gateway.links.http_connections import CACHED_FOR, Connections
 from gateway.links.interfaces import (
     EventMark,
     Health,
@@ -100,6 +110,7 @@ class Bench:
     observer: Observer = field(factory=Observer)
     clock: Clock = field(factory=Clock)
     limits: Limits = field(factory=Limits)
+    agent: IAgent | None = None
     settings: HTTPSettings = field(init=False)
     _server: HTTPServer | None = None
 
@@ -111,7 +122,7 @@ class Bench:
     def server(self) -> HTTPServer:
         if self._server is None:
             self._server = HTTPServer(
-                self.settings, self.limits, reactor, self.clock, self.observer
+                self.settings, self.limits, reactor, self.clock, self.observer, self.agent
             )
         return self._server
 
@@ -412,6 +423,89 @@ def test_a_url_that_cannot_be_used_is_refused_at_once(url: str) -> None:
         HTTPServer(HTTPSettings(name="s", url=url), Limits(), None, Clock(), Observer())
 
 
+# TLS.
+
+# Twisted 26.10 hands pyOpenSSL its certificates in a way that is deprecated there.
+twistedIsLate = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def certificate() -> PrivateCertificate:
+    """A certificate for 127.0.0.1 that nobody signed but itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    alternatives = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(alternatives, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return PrivateCertificate.loadPEM(signed.public_bytes(Encoding.PEM) + pem)
+
+
+@twistedIsLate
+@pytest_twisted.ensureDeferred
+async def test_a_server_whose_certificate_is_not_trusted_is_sent_nothing(bench: Bench) -> None:
+    await bench.upstream.stopListening()
+    bench.upstream.start(reactor, certificate().options())
+    bench.settings = evolve(bench.settings, url=bench.upstream.url)
+    assert (await bench.refused()).reason is Reason.UPSTREAM_UNREACHABLE
+    assert bench.upstream.requests == []
+    assert bench.server.health() is Health.DOWN
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_does_not_speak_tls(bench: Bench) -> None:
+    bench.settings = evolve(bench.settings, url=bench.upstream.url.replace("http:", "https:"))
+    bench.upstream.connected = lambda connection: connection.transport.write(b"HTTP/1.1 400 X\r\n")
+    assert (await bench.refused()).reason is Reason.UPSTREAM_UNREACHABLE
+
+
+@twistedIsLate
+@pytest_twisted.ensureDeferred
+async def test_calls_over_tls(bench: Bench) -> None:
+    trusted = certificate()
+    await bench.upstream.stopListening()
+    bench.upstream.start(reactor, trusted.options())
+    bench.settings = evolve(bench.settings, url=bench.upstream.url)
+    connections = Connections(
+        parseURL(bench.upstream.url),
+        bench.limits,
+        reactor,
+        bench.clock,
+        BrowserLikePolicyForHTTPS(trustRoot=trusted),
+    )
+    bench.agent = connections.agent
+    heard = await bench.outcome(lambda r: r.result({"ok": True}))
+    assert heard[0] == "received"
+    link = next(iter(bench.server._links))
+    bench.upstream.script = lambda r: r.rpc == "tools/call" and (r.finish() or True)
+    link.send(call(), "cut", CONTEXT)
+    assert (await bench.listener.heard())[2].reason is Reason.OUTCOME_UNKNOWN
+    bench.upstream.script = lambda r: r.rpc == "tools/call"
+    link.send(call(), "held", CONTEXT)
+    while len(bench.upstream.requests) < 4:
+        await bench.upstream.next()
+    request = bench.upstream.requests[-1]
+    request.stream()
+    request.event(progress())
+    assert (await bench.listener.heard())[0] == "received"
+    lost = request.connection.lost
+    link.cancel("held")
+    await lost
+    assert bench.upstream.opened == 2
+    await link.close()
+    await connections.close()
+
+
 # Calls.
 
 
@@ -644,21 +738,12 @@ async def test_a_refusal_whose_body_does_not_end(bench: Bench) -> None:
     link.send(call(), "c", CONTEXT)
     request = await bench.upstream.next()
     lost = request.connection.lost
-    arrived: Deferred[None] = Deferred()
     # The timer is there when the head arrived.
-    poll(arrived, bench)
-    await arrived
+    while all(one.getTime() != LINGER for one in bench.clock.calls):
+        await deferLater(reactor, 0)
     bench.clock.advance(LINGER)
     assert (await bench.listener.heard())[2].status == 404
     await lost
-
-
-def poll(arrived: Deferred[None], bench: Bench) -> None:
-    """Fire once the link waits for the end of a body."""
-    if any(timer.getTime() == bench.clock.seconds() + LINGER for timer in bench.clock.calls):
-        arrived.callback(None)
-    else:
-        reactor.callLater(0, poll, arrived, bench)
 
 
 @pytest_twisted.ensureDeferred
@@ -736,6 +821,8 @@ async def test_what_comes_after_the_answer_is_dropped_and_counted(bench: Bench) 
         b"data: %b\n\n" % json.dumps(one).encode() for one in (answer(), progress(), answer())
     )
     await bench.outcome(lambda r: (r.stream(), r.chunk(data), r.end()))
+    # What was heard came in the middle of the chunk.
+    await deferLater(reactor, 0)
     assert bench.observer.events.count(MessageDropped("up", "after_answer")) == 2
     assert bench.listener.quiet
 
@@ -771,9 +858,7 @@ async def test_a_notification_nobody_asks_after_is_counted_when_it_fails(bench: 
     link.send(call(), "c", CONTEXT)
     assert (await bench.listener.heard())[2] == "c"
     while MessageDropped("up", "undeliverable") not in bench.observer.events:
-        turn: Deferred[None] = Deferred()
-        reactor.callLater(0, turn.callback, None)
-        await turn
+        await deferLater(reactor, 0)
     assert bench.listener.quiet
 
 
@@ -1131,7 +1216,7 @@ async def test_a_stream_is_resumed_where_it_was_cut(bench: Bench) -> None:
     def script(request: Received) -> None:
         request.stream()
         request.event(progress(), id="e1")
-        request.cut()
+        request.finish()
 
     assert (await bench.outcome(script))[3] == EventMark(b"e1")
     assert (await bench.listener.heard())[2].outcome is Outcome.MAYBE_RAN

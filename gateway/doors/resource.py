@@ -73,7 +73,9 @@ class _RequestSink:
         if self._over:
             return False
         self._over = True
-        self._request.unregisterProducer()
+        # A request whose connection is lost has no channel, and no producer, any more.
+        if self._request.channel is not None:
+            self._request.unregisterProducer()
         return True
 
     # IPushProducer

@@ -57,7 +57,13 @@ class GatewaySite(Site):
     noisy = False
 
     def __init__(self, resource: IResource, maxBody: int, **kwargs: Any) -> None:
-        super().__init__(resource, requestFactory=_BoundedRequest, **kwargs)
+        super().__init__(
+            resource,
+            requestFactory=_BoundedRequest,
+            # A form is no message: the ladder refuses it, with what else there is in its body.
+            parsePOSTFormSubmission=False,
+            **kwargs,
+        )
         self.maxBody = maxBody
         self.displayTracebacks = False
 

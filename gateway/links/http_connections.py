@@ -318,15 +318,16 @@ class Connections:
     def closed(self, connection: _Connection) -> None:
         """A connection is gone."""
         self._open.discard(connection)
-        if not self._open:
+        if not self._open and self._closing:
+            # One that was cut while its answer ended may have got into the pool since.
+            self._emptyPool()
             closing, self._closing = self._closing, []
             for done in closing:
                 done.callback(None)
 
     def close(self) -> Deferred[None]:
         """Cut every connection. Fires when none is left; then new ones may be made."""
-        closing = self._pool.closeCachedConnections()
-        closing.addErrback(lambda failure: _log.failure("while connections closed", failure))
+        self._emptyPool()
         if not self._open:
             return succeed(None)
         done: Deferred[None] = Deferred(self._closing.remove)
@@ -334,3 +335,7 @@ class Connections:
         for connection in list(self._open):
             connection.abortConnection()
         return done
+
+    def _emptyPool(self) -> None:
+        emptying = self._pool.closeCachedConnections()
+        emptying.addErrback(lambda failure: _log.failure("while connections closed", failure))

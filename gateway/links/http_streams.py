@@ -144,8 +144,8 @@ class CallStream(_Post):
         else:
             # Left before it is told: the listener may use the same object for its next call.
             self.leave()
-            self.listener.received(message, self.origin, mark)
             self.linger()
+            self.listener.received(message, self.origin, mark)
 
     def noiseReceived(self, size: int) -> None:
         self._cut(badAnswer("the server sent what is no JSON-RPC message"))
@@ -203,9 +203,9 @@ class NoteStream(_Post):
             return
         self.collect(MAX_REFUSAL)
         self.leave()
+        self.linger()
         if self.origin is not None:
             self.listener.accepted(self.origin)
-        self.linger()
 
     def tooLarge(self) -> None:
         if not self.told:

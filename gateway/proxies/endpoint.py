@@ -74,6 +74,9 @@ class StreamableEndpoint:
         """Whether a session that was just opened is one in name only, and is not kept."""
         return False
 
+    async def stop(self) -> None:
+        """Let go of what belongs to no session. The sessions are the registry's to end."""
+
     def _admitted(self, admitted: Admitted) -> None:
         session, message = admitted.session, admitted.message
         method = admitted.exchange.head.method
@@ -150,9 +153,10 @@ class StreamableEndpoint:
 
     def _call(self, admitted: Admitted, relay: Relay, message: Message) -> None:
         reply = self._reply(admitted, relay)
-        # A stream that is open cannot become a 404, so a session in recovery waits.
-        revision = relay.session.record.revision
-        reply.start(relay.link is not None and opensAtOnce(revision))
+        # A stream that is open cannot become a 404, so a session in recovery waits; and where
+        # the server numbers the events, it is the server that primes.
+        ours = relay.link is not None and not self.transparent
+        reply.start(ours and opensAtOnce(relay.session.record.revision))
         relay.request(message, reply, admitted.events, admitted.context)
 
     def _reply(self, admitted: Admitted, relay: Relay) -> Reply:
@@ -232,7 +236,10 @@ class _Gets:
         open_ = relay.router.streams
         if len(open_) >= shared.limits.max_get_streams:
             shared.observer.observed(BoundReached("max_get_streams", endpoint.server.name))
-            open_[0].close()
+            oldest = open_[0]
+            oldest.close()
+            # A blocked reader's stream ends later, but it counts no more.
+            relay.detach(oldest)
         session.streamOpened(shared.clock.seconds())
 
         def closed() -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from attrs import define, field
 
 from gateway.links.interfaces import EventMark
+from gateway.observe.observer import BoundReached
 from gateway.proxies.channel import Channel
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import ClientStream, ReaderWatch, openStream
@@ -103,11 +104,19 @@ class Reply:
 
     def _finish(self, body: bytes, mark: EventMark | None = None) -> None:
         self._end()
-        if self._channel is None and self.json:
+        if self._channel is None and (self.json or self._isLarge(body)):
             self.exchange.onGone = None
             self.exchange.answer(200, (JSON_TYPE,), body)
         else:
             self._open().finish(body, mark)
+
+    def _isLarge(self, body: bytes) -> bool:
+        """Whether an answer is too large for the event parsers in the field."""
+        if len(body) <= self.shared.limits.max_json_answer_stream:
+            return False
+        bound = BoundReached("max_json_answer_stream", self.server)
+        self.shared.observer.observed(bound)
+        return True
 
     def lost(self, id: bytes) -> None:
         """The session is lost: the one 404, or an error where the stream is open already."""

@@ -101,6 +101,10 @@ class TransparentProxy(StreamableEndpoint):
         self._common[revision] = relay
         return relay
 
+    async def stop(self) -> None:
+        for relay in list(self._common.values()):
+            await self._drop(relay)
+
     async def _drop(self, relay: Relay) -> None:
         self._common = {key: kept for key, kept in self._common.items() if kept is not relay}
         await relay.dismiss()
