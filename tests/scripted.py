@@ -10,7 +10,8 @@ A server in memory, played by the test: what was sent to it is recorded, what it
     link.lose(Reason.SERVER_EXITED)           # the child died; the next `link` makes another
 
 Nothing happens by itself: as the interface demands, a listener is called only from the methods of
-the test's side (`push`, `reply`, `refuse`, `settle`, `accept`, `end`, `lose`), never from within `send`.
+the test's side (`push`, `reply`, `refuse`, `settle`, `accept`, `end`, `lose`), never from within
+`send`.
 """
 
 from __future__ import annotations

@@ -667,6 +667,13 @@ GZIP = ((b"Content-Encoding", b"gzip"),)
             0,
         ),
         (lambda r: r.raw(b"HTTP/1.1 101 X\r\n\r\n"), "may have run", "bad_answer", 0),
+        (
+            lambda r: r.raw(HEAD + b"Content-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n"),
+            "may have run",
+            "bad_answer",
+            0,
+        ),
+        (lambda r: r.raw(b"HTTP/1.1 204 X\r\n\r\n{}"), "may have run", "bad_answer", 0),
         (lambda r: r.raw(HEAD + b"X: " + b"y" * 70_000), "may have run", "bad_answer", 0),
         (lambda r: r.raw(HEAD + b"X: y\r\n" * 20_000), "may have run", "bad_answer", 0),
         (

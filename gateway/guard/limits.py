@@ -53,6 +53,9 @@ class Limits:
     max_server_requests: int = _bound(
         64, "unanswered server requests per session", "-32603 to the server"
     )
+    max_subscriptions: int = _bound(
+        1024, "per session", "the oldest is not repeated to a server that came back"
+    )
     max_get_streams: int = _bound(4, "streams per session", "the oldest stream ends")
     max_queued_messages: int = _bound(
         256, "messages per session", "the oldest is dropped, a request answered -32603"

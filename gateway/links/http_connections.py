@@ -10,8 +10,8 @@ What Agent leaves open is closed here, for each connection:
     bytes in all (interim 1xx heads included), lines of at most 16 KiB (Agent's parser drops
     longer ones), CRLF line ends, no folded lines, no control characters, one unambiguous framing
     of the body.
- 4. A server that speaks before it was asked, or says "close" in another case than Agent knows,
-    loses the connection.
+ 4. A server that speaks before it was asked, sends more than the length it told, or says "close"
+    in another case than Agent knows, loses the connection.
  5. `stopProducing` of a response's transport aborts; `loseConnection` may wait for the peer.
 
 Only the one origin of the configured URL can be connected to.
@@ -62,14 +62,15 @@ _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)"
 
 
 class BadHead(Exception):
-    """The head of a response breaks a rule, or the server spoke unasked. Says which."""
+    """A response breaks a rule of its head or the length it told. Says which."""
 
 
-def judgeHead(head: bytes) -> tuple[int, bool]:
+def judgeHead(head: bytes) -> tuple[int, bool, int | None]:
     """
     Judge the head of a response, up to and with its blank line (RFC 9112 sections 4 to 6).
 
-    Returns: the status, and whether the server will close the connection.
+    Returns: the status, whether the server will close the connection, and the length of the
+        body, where the head tells.
     Raises: BadHead.
     """
     lines = head.split(b"\r\n")
@@ -94,7 +95,8 @@ def judgeHead(head: bytes) -> tuple[int, bool]:
         raise BadHead("an ambiguous framing of the body")
     if len(lengths) > 1 or any(not one.isdigit() or len(one) > 18 for one in lengths):
         raise BadHead("an ambiguous length of the body")
-    return int(status[1]), closes
+    bodiless = status[1] in (b"204", b"304")
+    return int(status[1]), closes, 0 if bodiless else int(lengths.pop()) if lengths else None
 
 
 @implementer(IHandshakeListener)
@@ -105,6 +107,8 @@ class _Connection(ProtocolWrapper):
     _awaiting = False
     _head: bytearray
     _seen = 0
+    _left: int | None = None
+    """Bytes of the body still to come, where the head told."""
     _refused = False
 
     def makeConnection(self, transport: Any) -> None:
@@ -132,23 +136,25 @@ class _Connection(ProtocolWrapper):
     def dataReceived(self, data: bytes) -> None:
         if self._refused:
             return
-        if not self._awaiting:
-            if self.wrappedProtocol.state == "QUIESCENT":  # type: ignore[attr-defined]
-                self.abortConnection()
-            else:
-                super().dataReceived(data)
+        if not self._awaiting and self.wrappedProtocol.state == "QUIESCENT":  # type: ignore[attr-defined]
+            self.abortConnection()
             return
         try:
-            known = self._headReceived(data)
+            known = self._headReceived(data) if self._awaiting else self._bodyReceived(data)
         except BadHead as error:
             self._refused = True
             self.wrappedProtocol.connectionLost(Failure(error))
             self.abortConnection()
             return
         if known is not None:
-            self._awaiting = False
-            self._head = bytearray()
             super().dataReceived(known)
+
+    def _bodyReceived(self, data: bytes) -> bytes:
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise BadHead("the body is longer than its head told")
+        return data
 
     def _headReceived(self, data: bytes) -> bytes | None:
         """The final head and what follows it, once it is whole."""
@@ -158,9 +164,10 @@ class _Connection(ProtocolWrapper):
         while (end := _END.search(head, fresh)) is not None:
             size = end.end()
             self._bound(self._seen + size)
-            status, closes = judgeHead(bytes(head[:size]))
+            status, closes, self._left = judgeHead(bytes(head[:size]))
             if status >= 200:
-                rest = bytes(head[size:])
+                self._awaiting, self._head = False, bytearray()
+                rest = self._bodyReceived(bytes(head[size:]))
                 if closes:
                     # Agent takes only this spelling for the end of the connection.
                     size -= 2

@@ -236,10 +236,11 @@ class _Gets:
         open_ = relay.router.streams
         if len(open_) >= shared.limits.max_get_streams:
             shared.observer.observed(BoundReached("max_get_streams", endpoint.server.name))
-            oldest = open_[0]
-            oldest.close()
+            # What is resumed touches no other stream: it gets what was kept, and ends.
+            ending = open_[0] if after is None else channel
+            ending.close()
             # A blocked reader's stream ends later, but it counts no more.
-            relay.detach(oldest)
+            relay.detach(ending)
         session.streamOpened(shared.clock.seconds())
 
         def closed() -> None:
@@ -257,6 +258,7 @@ class _Gets:
             channel.resume(stream, after)
         if not stream.closed:
             relay.readerOpened(stream, channel)
+        if not channel.ended:
             relay.attach(channel)
 
 

@@ -36,6 +36,7 @@ class LinkKeeper:
 
     greet: awaited with each new link before anybody else gets it, and whether it is a
         replacement; what it raises fails the attempt and closes the link.
+    isUsed: whether answers are still awaited on a link that was retired.
     """
 
     server: IServer
@@ -44,6 +45,7 @@ class LinkKeeper:
     limits: Limits
     observer: IObserver
     greet: Callable[[ILink, bool], Awaitable[None]]
+    isUsed: Callable[[ILink], bool]
     link: ILink | None = None
     hello: Hello | None = None
     closed: bool = False
@@ -54,6 +56,7 @@ class LinkKeeper:
     _openedAt: float = 0.0
     _retryAt: float = 0.0
     _youngDeaths: int = 0
+    _retired: list[ILink] = field(factory=list)
     _closings: list[Deferred[None]] = field(factory=list)
     _log: Logger = field(factory=Logger, init=False)
 
@@ -66,7 +69,7 @@ class LinkKeeper:
         """
         if self.link is not None:
             return succeed(self.link)
-        waiter: Deferred[ILink] = Deferred(lambda d: self._waiters.remove(d))
+        waiter: Deferred[ILink] = Deferred(self._gaveUp)
         self._waiters.append(waiter)
         if self.closed:
             self._fire(LinkFailed(Reason.SHUTTING_DOWN, "the session is over"))
@@ -75,6 +78,10 @@ class LinkKeeper:
             self._attempt = attempt
             attempt.addBoth(self._done)
         return waiter
+
+    def _gaveUp(self, waiter: Deferred[ILink]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
     async def _make(self, context: CallContext) -> None:
         hello = self.hello
@@ -151,9 +158,18 @@ class LinkKeeper:
         """
         Have the next `acquire` make another link: the server forgot this one's session.
 
-        Nothing is left of it to close, but what is still answered on it may come in.
+        What is still answered on it may come in; it is closed when that is over, at the latest
+        with the keeper.
         """
-        self.link = None
+        retired, self._retired = self._retired, []
+        if self.link is not None:
+            self._retired.append(self.link)
+            self.link = None
+        for link in retired:
+            if self.isUsed(link):
+                self._retired.append(link)
+            else:
+                self._closing(link)
 
     def _closing(self, link: ILink) -> None:
         closing = link.close()
@@ -171,8 +187,9 @@ class LinkKeeper:
         self.closed = True
         if self._attempt is not None:
             self._attempt.cancel()
-        link, self.link = self.link, None
-        if link is not None:
+        self.retire()
+        retired, self._retired = self._retired, []
+        for link in retired:
             self._closing(link)
         for closing in list(self._closings):
             await _outcome(closing)

@@ -13,7 +13,29 @@ from msgspec import Raw
 from gateway.sessions.record import SessionRecord
 from gateway.wire.envelope import Kind, Message, members, notification, quote, text
 
-__all__ = ["narrowed", "repetitions"]
+__all__ = ["learn", "narrowed", "repetitions"]
+
+
+def learn(record: SessionRecord, request: Message) -> bool:
+    """
+    Write to the record what has to be said again after a recovery.
+
+    request: one that the server granted. Returns whether the record changed.
+    """
+    if request.method == "logging/setLevel":
+        record.log_level = request.param("level") or b""
+        return True
+    uri = request.paramText("uri") if request.method.startswith("resources/") else None
+    if uri is None:
+        return False
+    known = uri in record.subscriptions
+    if request.method == "resources/subscribe" and not known:
+        record.subscriptions.append(uri)
+        return True
+    if request.method == "resources/unsubscribe" and known:
+        record.subscriptions.remove(uri)
+        return True
+    return False
 
 
 def narrowed(record: SessionRecord, result: Mapping[str, Raw]) -> bool:

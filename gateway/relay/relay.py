@@ -8,8 +8,6 @@ costs more than the rest of it.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from attrs import define, field
 from msgspec import Raw
 from twisted.internet.defer import Deferred, succeed
@@ -22,6 +20,7 @@ from gateway.guard.policy import AllowAll, Direction, IPolicy
 from gateway.links.interfaces import (
     EventMark,
     Hello,
+    IHTTPLink,
     ILink,
     ILinkListener,
     IServer,
@@ -40,6 +39,7 @@ from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
+from gateway.relay.target import Target
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.settings import HTTPSettings
@@ -50,23 +50,11 @@ from gateway.wire.refusals import Reason, callFailed
 __all__ = ["Relay", "Target"]
 
 
-class Target(Protocol):
-    """Where a relay sends what the client shall get: the answer to a POST, or a stream."""
-
-    def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
-        """Send a message that is no answer. False: it was not taken."""
-
-    def marked(self, mark: EventMark) -> None:
-        """Send an event that has no message."""
-
-    def answer(self, message: Message, mark: EventMark | None = None) -> None:
-        """Send the answer to a call."""
-
-    def lost(self, id: bytes) -> None:
-        """The session is lost and the call with this id got no answer."""
-
-    def close(self) -> None:
-        """The session is over: end in order."""
+_ENDINGS = {
+    "lost": (Reason.SERVER_EXITED, "the session is lost"),
+    "shutdown": (Reason.SHUTTING_DOWN, "the gateway is shutting down"),
+}
+"""What running calls are told when the session ends, by the reason of its end."""
 
 
 @implementer(ILinkListener)
@@ -113,7 +101,7 @@ class Relay:
         )
         self.readers = Readers(self.router.calls, http)
         self._keeper = LinkKeeper(
-            self.server, self, self.clock, self.limits, self.observer, self._greet
+            self.server, self, self.clock, self.limits, self.observer, self._greet, self._isUsed
         )
         self.sender = Sender(
             self._keeper,
@@ -196,15 +184,17 @@ class Relay:
                         link.send(effect.message, effect.call, self.context)
             elif self.sender.notes:
                 note = Note(message, self.context, replayed=True, via=link)
-                link.send(message, note, self.context)
-                await note.taken
+                if link.send(message, note, self.context):
+                    await self.sender.followed(note)
             else:
                 link.send(message, None, self.context)
         self._arm()
         if again:
             self.observer.observed(SessionRecovered(self.server.name, self.session.tag))
             for message in told:
-                self.received(message, None)
+                if not self._judges or self._allows(Direction.TO_CLIENT, message, self.context):
+                    self._do(self.router.told(message, self.clock.seconds()))
+            self._arm()
         else:
             self._negotiated(result)
 
@@ -256,6 +246,7 @@ class Relay:
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""
         self._do(self.router.attached(stream))
+        self._arm()
 
     def detach(self, stream: Target) -> None:
         """It ended."""
@@ -305,6 +296,9 @@ class Relay:
             and not self._allows(Direction.TO_CLIENT, message, self.context)
         ):
             self._drop("forbidden")
+            if message.kind is Kind.REQUEST:
+                refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
+                self._forward(Forward(refused, None))
             return
         if mark is not None and mark.id is not None and isinstance(origin, Call):
             origin.numbered = self.transparent
@@ -333,7 +327,7 @@ class Relay:
     def settled(self, call: object, settled: Settled) -> None:
         if self.session.ended:
             return
-        gone = settled.status == 404
+        gone = settled.status == 404 and not _isSessionless(call)
         if isinstance(call, Note):
             if gone and not call.replayed:
                 self.sender.again(call.message, call)
@@ -361,6 +355,9 @@ class Relay:
         self._do(self.router.linkLost(reason, message, self.clock.seconds()))
         if self.server.settings.on_exit == "lost":
             self.over()
+
+    def _isUsed(self, link: ILink) -> bool:
+        return any(call.via is link for call in self.router.calls.values())
 
     # The sender's outcome.
 
@@ -449,8 +446,7 @@ class Relay:
         for call in self.router.withdrawn():
             if call.via is not None:
                 call.via.cancel(call)
-            if call.present:
-                self._withdraw(call, reason)
+            self._withdraw(call, reason)
         for stream in self.readers.targets:
             stream.close()  # type: ignore[attr-defined]
         self.sender.forget()
@@ -458,10 +454,21 @@ class Relay:
         self.closing.addErrback(lambda failure: self._log.failure("while a link closed", failure))
 
     def _withdraw(self, call: Call, reason: str) -> None:
+        if call.target is None:
+            return
+        why, message = _ENDINGS.get(reason, (Reason.CANCELLED, "the session was ended"))
+        answer = callFailed(call.id, why, message)
+        self._ended(call.request.method, call.started, answer, why.value)
         target: Target = call.target  # type: ignore[assignment]
-        if reason == "lost":
+        if not call.present:
+            self._drop("client_gone")
+        elif reason == "lost":
             target.lost(call.id)
-        elif reason == "shutdown":
-            target.answer(callFailed(call.id, Reason.SHUTTING_DOWN, "the gateway is shutting down"))
         else:
-            target.answer(callFailed(call.id, Reason.CANCELLED, "the session was ended"))
+            target.answer(answer)
+
+
+def _isSessionless(sent: object) -> bool:
+    """Whether something went to a server that keeps no sessions, so that none can be lost."""
+    via = sent.via if isinstance(sent, (Call, Note)) else None
+    return IHTTPLink.providedBy(via) and bool(via.sessionless)

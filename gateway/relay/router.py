@@ -16,7 +16,7 @@ Pure: it takes messages and `now`, returns effects, and calls nothing. Theory of
  5. A call ends exactly once: by its answer, its deadline, its cancellation, the loss of the link
     or the end of the session. What comes later is dropped and counted.
  6. The deadline of a call moves with its progress and stands still while a request of the server
-    is unanswered; its cap does not.
+    is unanswered; its cap does not. A request of the server has such a cap, too.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from gateway.relay.effects import (
     Forward,
     Happened,
 )
+from gateway.relay.questions import Questions
+from gateway.relay.recovery import learn
+from gateway.relay.routes import Routes
 from gateway.relay.waiting import WaitingRoom
 from gateway.sessions.record import SessionRecord
 from gateway.wire.context import CallContext
@@ -49,19 +52,14 @@ _NEEDS = {
     "sampling/createMessage": "sampling",
     "elicitation/create": "elicitation",
     "roots/list": "roots",
+    "tasks/get": "tasks",
+    "tasks/result": "tasks",
+    "tasks/list": "tasks",
+    "tasks/cancel": "tasks",
 }
 """The client capability a server's request needs."""
 
 _NEVER = float("inf")
-
-
-@define(eq=False)
-class _ServerRequest:
-    """A request of the server that the client has not answered."""
-
-    id: bytes
-    token: bytes | None
-    target: object
 
 
 @define(eq=False)
@@ -82,14 +80,15 @@ class Router:
     strict: bool = False
     calls: dict[bytes, Call] = field(factory=dict, init=False)
     soonest: float = field(default=_NEVER, init=False)
-    _streams: list[Any] = field(factory=list, init=False)
-    _requests: dict[bytes, _ServerRequest] = field(factory=dict, init=False)
+    _routes: Routes = field(init=False)
+    _questions: Questions = field(factory=Questions, init=False)
     _waiting: WaitingRoom = field(init=False)
     _pausedSince: float | None = field(default=None, init=False)
     _lastID: int = field(default=0, init=False)
     _capabilities: frozenset[str] = field(default=frozenset(), init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._routes = Routes(self.calls, self.strict)
         self._waiting = WaitingRoom(self.limits)
         self.greeted()
 
@@ -114,7 +113,7 @@ class Router:
             streams=streams,
             context=context,
             started=now,
-            deadline=now + self.timeout,
+            deadline=self._standing(now) + self.timeout,
             cap=now + self.max_timeout,
         )
         server = self.record.server
@@ -154,10 +153,10 @@ class Router:
         if message.method == "notifications/cancelled":
             return self._cancelledByClient(message, now)
         if message.method == "notifications/progress":
-            known = self._requests.get(message.param("progressToken") or b"")
-            if known is None or known.token is None:
+            asked = self._questions.find(message.param("progressToken"))
+            if asked is None or asked.token is None:
                 return [self._dropped("unknown_token")]
-            return [Forward(message.withParam("progressToken", known.token), None)]
+            return [Forward(message.withParam("progressToken", asked.token), None)]
         if message.method == "notifications/initialized":
             if self.record.initialized:
                 return [self._dropped("initialized_twice")]
@@ -168,11 +167,12 @@ class Router:
     def response(self, message: Message, now: float) -> list[Effect]:
         """The client answered a request of the server."""
         assert message.id is not None
-        known = self._requests.pop(message.id, None)
-        if known is None:
+        question = self._questions.find(message.id)
+        if question is None or question.target is None:
             return [self._dropped("stray_response")]
+        self._questions.close(message.id)
         self._resume(now)
-        return [Forward(message.withID(known.id), None)]
+        return [Forward(message.withID(question.id), None)]
 
     def _cancelledByClient(self, message: Message, now: float) -> list[Effect]:
         id = message.param("requestId")
@@ -197,7 +197,7 @@ class Router:
         if message.kind is Kind.REQUEST:
             return self._requestOfServer(message, origin, now)
         if message.method == "notifications/progress":
-            return self._progress(message, now)
+            return self._progress(message, origin, now)
         if message.method == "notifications/cancelled":
             return self._cancelledByServer(message, now)
         return self._routed(message, origin, now, message.method == "notifications/message")
@@ -209,131 +209,114 @@ class Router:
             known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
             return [self._dropped("late_answer" if known else "unknown_id")]
         effects: list[Effect] = []
-        if not message.isError and self._learnt(call.request):
+        if not message.isError and learn(self.record, call.request):
             effects.append(Changed())
+            if len(self.record.subscriptions) > self.limits.max_subscriptions:
+                del self.record.subscriptions[0]
+                effects.append(Happened(BoundReached("max_subscriptions", self.record.server)))
         if call.target is None:
             return effects
-        if not call.present and origin in self._streams:
+        if not call.present and origin in self._routes.attached:
             # The client vanished from its own stream and resumed it on this one.
             call.target, call.present = origin, True
         effects.append(Answer(call, message.withID(call.id)))
         return effects
 
-    def _learnt(self, request: Message) -> bool:
-        """Write to the record what has to be said again after a recovery."""
-        record = self.record
-        if request.method == "logging/setLevel":
-            record.log_level = request.param("level") or b""
-            return True
-        uri = request.paramText("uri") if request.method.startswith("resources/") else None
-        if request.method == "resources/subscribe" and uri is not None:
-            if uri not in record.subscriptions:
-                record.subscriptions.append(uri)
-            return True
-        if request.method == "resources/unsubscribe" and uri in record.subscriptions:
-            record.subscriptions.remove(uri)
-            return True
-        return False
-
-    def _progress(self, message: Message, now: float) -> list[Effect]:
+    def _progress(self, message: Message, origin: object, now: float) -> list[Effect]:
         call = self.calls.get(message.param("progressToken") or b"")
         if call is None or call.token is None:
             return [self._dropped("unknown_token")]
-        call.deadline = now + self.timeout
-        if not (call.present and call.streams):
+        call.deadline = self._standing(now) + self.timeout
+        target = self._routes.ofCall(call, origin)
+        if target is None:
             return [self._dropped("no_stream_for_progress")]
-        return [Deliver(message.withParam("progressToken", call.token), call.target)]
+        return [Deliver(message.withParam("progressToken", call.token), target)]
 
     def _requestOfServer(self, message: Message, origin: object, now: float) -> list[Effect]:
         assert message.id is not None
         needed = _NEEDS.get(message.method)
         if needed is not None and needed not in self._capabilities:
             return [self._refused(message.id, -32601, f"The client does not offer {needed}")]
-        if len(self._requests) >= self.limits.max_server_requests:
+        if len(self._questions) >= self.limits.max_server_requests:
             return [
                 Happened(BoundReached("max_server_requests", self.record.server)),
                 self._refused(message.id, -32603, "Too many requests wait for the client"),
             ]
-        ours = self._nextID()
-        token = message.meta("progressToken")
-        self._requests[ours] = _ServerRequest(message.id, token, None)
+        until = now + self.max_timeout
+        question = self._questions.ask(message, until)
+        self._due(until)
         if self._pausedSince is None:
             self._pausedSince = now
-        if token is not None:
-            message = message.withMeta("progressToken", ours)
-        return self._routed(message.withID(ours), origin, now, True)
+        return self._routed(question, origin, now, True)
 
     def _cancelledByServer(self, message: Message, now: float) -> list[Effect]:
-        id = message.param("requestId")
-        for ours, known in self._requests.items():
-            if known.id == id:
-                del self._requests[ours]
-                self._resume(now)
-                self._waiting.remove(ours)
-                if known.target is None:
-                    return []
-                return [Deliver(message.withParam("requestId", ours), known.target)]
-        return [self._dropped("stray_cancel")]
+        ours = self._questions.named(message.param("requestId"))
+        if ours is None:
+            return [self._dropped("stray_cancel")]
+        return self._void(ours, message.withParam("requestId", ours), now)
+
+    def _void(self, ours: bytes, cancelled: Message, now: float) -> list[Effect]:
+        """Nobody waits for the client's answer any more: tell it so, if it was asked."""
+        question = self._questions.close(ours)
+        self._resume(now)
+        target = question.target
+        if target is None:
+            self._waiting.remove(ours)
+            return []
+        if self._routes.isOpen(target):
+            return [Deliver(cancelled, target)]
+        return self.told(cancelled, now)
+
+    def told(self, message: Message, now: float) -> list[Effect]:
+        """Tell the client something of the gateway's own."""
+        target = self._routes.any(False)
+        return self._wait(message, now) if target is None else [Deliver(message, target)]
 
     def undeliverable(self, message: Message, now: float) -> list[Effect]:
         """The stream of a `Deliver` did not take it."""
-        if message.kind is Kind.REQUEST and message.id is not None:
-            known = self._requests.pop(message.id, None)
-            if known is not None:
-                self._resume(now)
-                return [self._refused(known.id, -32603, "The client does not keep up")]
+        if message.kind is Kind.REQUEST:
+            return self._unanswered(message, now, "The client does not keep up")
         return [self._dropped("undeliverable")]
+
+    def _unanswered(self, message: Message, now: float, why: str) -> list[Effect]:
+        """A request of the server cannot reach the client."""
+        if message.id is None or self._questions.find(message.id) is None:
+            return [self._dropped("undeliverable")]
+        question = self._questions.close(message.id)
+        self._resume(now)
+        return [self._refused(question.id, -32603, why)]
 
     # Streams.
 
     def _routed(
         self, message: Message, origin: object, now: float, toOnlyCall: bool
     ) -> list[Effect]:
-        target = None if self._isHeld(message) else self._target(origin, toOnlyCall)
+        target = None if self._isHeld(message) else self._routes.of(origin, toOnlyCall)
         if target is None:
             return self._unheard(message, now) if self.strict else self._wait(message, now)
         return [self._deliver(message, target)]
 
-    def _target(self, origin: object, toOnlyCall: bool) -> object:
-        if isinstance(origin, Call):
-            if origin.present and origin.streams:
-                return origin.target
-        elif origin in self._streams:
-            return origin
-        if self.strict:
-            return None
-        if toOnlyCall and len(self.calls) == 1:
-            (call,) = self.calls.values()
-            if call.present and call.streams:
-                return call.target
-        if self._streams:
-            return self._streams[-1]
-        for call in reversed(self.calls.values()):
-            if call.present and call.streams:
-                return call.target
-        return None
-
     def _deliver(self, message: Message, target: object) -> Deliver:
-        if message.kind is Kind.REQUEST and message.id is not None:
-            known = self._requests.get(message.id)
-            if known is not None:
-                known.target = target
+        if message.kind is Kind.REQUEST:
+            question = self._questions.find(message.id)
+            if question is not None:
+                question.target = target
         return Deliver(message, target)
 
     def attached(self, stream: object) -> list[Effect]:
         """The client opened a stream for what belongs to no call."""
-        self._streams.append(stream)
+        self._routes.attached.append(stream)
         return self._flush()
 
     def detached(self, stream: object) -> None:
         """A stream ended."""
-        if stream in self._streams:
-            self._streams.remove(stream)
+        if stream in self._routes.attached:
+            self._routes.attached.remove(stream)
 
     @property
     def streams(self) -> list[Any]:
         """The attached streams, the newest last."""
-        return self._streams
+        return self._routes.attached
 
     def _wait(self, message: Message, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -344,11 +327,9 @@ class Router:
         return effects
 
     def _unheard(self, message: Message, now: float) -> list[Effect]:
-        known = self._requests.pop(message.id, None) if message.id is not None else None
-        if known is None:
-            return [self._dropped("no_stream")]
-        self._resume(now)
-        return [self._refused(known.id, -32603, "The client has no stream open")]
+        if message.kind is Kind.REQUEST:
+            return self._unanswered(message, now, "The client has no stream open")
+        return [self._dropped("no_stream")]
 
     def _flush(self) -> list[Effect]:
         """Send what waited, in order, to the streams there are now."""
@@ -357,7 +338,7 @@ class Router:
         def takes(message: Message) -> bool:
             request = message.kind is Kind.REQUEST
             logs = message.method == "notifications/message"
-            target = None if self._isHeld(message) else self._target(None, request or logs)
+            target = None if self._isHeld(message) else self._routes.any(request or logs)
             if target is not None:
                 effects.append(self._deliver(message, target))
             return target is not None
@@ -393,13 +374,10 @@ class Router:
         effects: list[Effect] = []
         for call in calls:
             effects += self._failed(call, reason, message)
-        requests, self._requests = self._requests, {}
-        for ours, known in requests.items():
-            self._waiting.remove(ours)
-            if known.target is not None:
-                void = notification("notifications/cancelled", requestId=ours)
-                effects.append(Deliver(void, known.target))
-        self._resume(now)
+        for ours in self._questions.all():
+            effects += self._void(
+                ours, notification("notifications/cancelled", requestId=ours), now
+            )
         return effects
 
     def withdrawn(self) -> list[Call]:
@@ -421,11 +399,18 @@ class Router:
         for message in self._waiting.takeDue(now):
             effects.append(Happened(BoundReached("queued_for", self.record.server)))
             effects += self._unheard(message, now)
+        for ours in self._questions.overdue(now):
+            question = self._questions.find(ours)
+            assert question is not None
+            effects.append(self._refused(question.id, -32603, "The client did not answer in time"))
+            cancelled = notification("notifications/cancelled", requestId=ours, reason=b'"timeout"')
+            effects += self._void(ours, cancelled, now)
         self.soonest = min(
             (self._dueOf(call) for call in self.calls.values()),
             default=_NEVER,
         )
         self._due(self._waiting.due)
+        self._due(self._questions.due)
         return effects
 
     def _dueOf(self, call: Call) -> float:
@@ -452,9 +437,13 @@ class Router:
         if when < self.soonest:
             self.soonest = when
 
+    def _standing(self, now: float) -> float:
+        """The time from which deadlines count: they stand still while the client is asked."""
+        return now if self._pausedSince is None else self._pausedSince
+
     def _resume(self, now: float) -> None:
         """No request of the server is unanswered any more: let the deadlines run again."""
-        if self._requests or self._pausedSince is None:
+        if self._questions or self._pausedSince is None:
             return
         stood = now - self._pausedSince
         self._pausedSince = None

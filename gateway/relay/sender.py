@@ -83,6 +83,8 @@ class Sender:
     _outgoing: deque[tuple[Message, Call | Note | None, CallContext]] = field(
         factory=deque, init=False
     )
+    _held: int = field(default=0, init=False)
+    _followed: set[Note] = field(factory=set, init=False)
     _log: Logger = field(factory=Logger, init=False)
 
     def send(self, message: Message, call: Call | Note | None, context: CallContext) -> bool:
@@ -96,14 +98,20 @@ class Sender:
             # Whoever asked went away with the link.
             self._undelivered(call)
             return True
+        bound = ""
         if len(self._outgoing) >= self.limits.max_stdin_messages:
-            self.observer.observed(BoundReached("max_stdin_messages", self.name))
+            bound = "max_stdin_messages"
+        elif self._held >= self.limits.max_stdin_bytes:
+            bound = "max_stdin_bytes"
+        if bound:
+            self.observer.observed(BoundReached(bound, self.name))
             return False
         self._wait(message, call, context)
         return True
 
     def _wait(self, message: Message, call: Call | Note | None, context: CallContext) -> None:
         self._outgoing.append((message, call, context))
+        self._held += len(message.encode())
         if len(self._outgoing) == 1:
             acquired = self.keeper.acquire(self.context)
             acquired.addCallbacks(lambda _: self._linked(), self._notLinked)
@@ -131,18 +139,29 @@ class Sender:
         if not self.send(message, note, context):
             told.callback(False)
             return told
-        timer = self.clock.callLater(self.limits.queue_wait, note.done)
-
-        def taken(_: None) -> None:
-            if timer.active():
-                timer.cancel()
-            told.callback(True)
-
-        note.taken.addCallback(taken)
+        self.followed(note).addCallback(lambda _: told.callback(True))
         return told
 
+    def followed(self, note: Note) -> Deferred[None]:
+        """Fires once the server took a note that was sent, after `queue_wait` at the latest."""
+        if note.taken.called:
+            return note.taken
+        timer = self.clock.callLater(self.limits.queue_wait, note.done)
+        self._followed.add(note)
+
+        def taken(_: None) -> None:
+            self._followed.discard(note)
+            if timer.active():
+                timer.cancel()
+
+        return note.taken.addCallback(taken)
+
+    def _taken(self) -> deque[tuple[Message, Call | Note | None, CallContext]]:
+        outgoing, self._outgoing, self._held = self._outgoing, deque(), 0
+        return outgoing
+
     def _linked(self) -> None:
-        outgoing, self._outgoing = self._outgoing, deque()
+        outgoing = self._taken()
         for message, call, context in outgoing:
             if isinstance(call, Call):
                 if not self.outcome.isRunning(call):
@@ -153,7 +172,7 @@ class Sender:
                 self._undelivered(call)
 
     def _notLinked(self, failure: Failure) -> None:
-        outgoing, self._outgoing = self._outgoing, deque()
+        outgoing = self._taken()
         error = failure.value
         if isinstance(error, SessionOver) or (self.endsWithLink and isinstance(error, LinkFailed)):
             self.outcome.over()
@@ -173,7 +192,6 @@ class Sender:
 
     def forget(self) -> None:
         """The session is over: nothing waits any more."""
-        outgoing, self._outgoing = self._outgoing, deque()
-        for _, call, _ in outgoing:
-            if isinstance(call, Note):
-                call.done()
+        self._taken()
+        for note in list(self._followed):
+            note.done()

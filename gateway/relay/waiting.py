@@ -39,6 +39,9 @@ class WaitingRoom:
     def add(self, message: Message, now: float) -> list[tuple[str, Message]]:
         """Let a message wait. Returns what had to go for it, each with the bound it broke."""
         waiting = _Waiting(message, now + self.limits.queued_for, len(message.encode()))
+        if waiting.size > self.limits.max_queued_bytes:
+            # It would push out everything else and then go itself.
+            return [("max_queued_bytes", message)]
         self._queue.append(waiting)
         self._bytes += waiting.size
         gone: list[tuple[str, Message]] = []

@@ -31,14 +31,15 @@ class NumberedStream:
 
     owner: whatever serves the stream, for whoever finds it by an event id.
     last: the number of its last event. ended: whether there will be no more.
+    kept: how many of its events are kept. forgotten: the number of the newest that is not.
     """
 
     number: int
     owner: object
     last: int = 0
     ended: bool = False
-    forgotten: int = field(default=0, init=False)
-    """The number of the newest event that is no longer kept."""
+    kept: int = 0
+    forgotten: int = 0
 
 
 @define(eq=False)
@@ -82,6 +83,7 @@ class EventLog:
         """Keep an event; final: the last of its stream. Returns its id."""
         self.expire(now)
         stream.last += 1
+        stream.kept += 1
         until = now + self.limits.logged_for
         self._events.append(_Logged(stream, stream.last, data, until, final))
         if final:
@@ -150,9 +152,10 @@ class EventLog:
         else:
             self._count -= 1
             self._bytes -= len(event.data)
+        event.stream.kept -= 1
         event.stream.forgotten = max(event.stream.forgotten, event.number)
         self._tidy(event.stream)
 
     def _tidy(self, stream: NumberedStream) -> None:
-        if stream.ended and not any(event.stream is stream for event in self._events):
+        if stream.ended and not stream.kept:
             self._streams.pop(stream.number, None)

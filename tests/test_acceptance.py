@@ -1,0 +1,29 @@
+"""Each behaviour the gateway promises by number has a test that names it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+HELD = (
+    2, 8, 9, 22, 23, 24, 26, 27, 28, 31, 32, 34, 35, 36, 37, 38, 39, 40, 46, 47, 49, 50, 51, 53,
+    54, 57, 58, 61, 62, 63, 64, 65, 66, 67, 73, 79, 81, 98, 100, 104, 107,
+)  # fmt: skip
+
+_MARK = re.compile(r"mark\.acceptance\(([0-9, ]+)\)")
+
+
+@pytest.fixture(scope="module")
+def marked() -> set[int]:
+    numbers: set[int] = set()
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        for found in _MARK.findall(path.read_text()):
+            numbers.update(int(number) for number in found.split(",") if number.strip())
+    return numbers
+
+
+@pytest.mark.parametrize("number", HELD)
+def test_it_is_held_by_a_test(number: int, marked: set[int]) -> None:
+    assert number in marked
