@@ -96,6 +96,13 @@ def test_the_answers_have_a_bound_of_their_own() -> None:
     assert len(log) == 1
 
 
+def test_the_number_of_answers_is_bounded_too() -> None:
+    log = EventLog(NUMBERED)
+    for _ in range(100):
+        log.append(log.open(None), b"", 0.0, final=True)
+    assert len(log) == 4
+
+
 def test_a_stream_that_ended_with_nothing_kept_is_forgotten() -> None:
     log = EventLog(Limits())
     stream = log.open(None)

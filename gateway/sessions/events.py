@@ -4,8 +4,8 @@ The event log of one session: what was sent on its numbered streams, for resumpt
 
 An event id carries its stream and its place in it, and a tag that only this session's key makes:
 an id of another session, or one made up, names nothing. Events are kept for `logged_for` seconds,
-at most `max_logged_events` of them in at most `max_logged_bytes`; the last answers of streams have
-a budget of their own, `max_answer`.
+at most `max_logged_events` of them in at most `max_logged_bytes`; the final answers of streams have
+a budget of their own, as many in at most `max_answer` bytes.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class EventLog:
     _events: deque[_Logged] = field(factory=deque, init=False)
     _count: int = field(default=0, init=False)
     _bytes: int = field(default=0, init=False)
+    _finals: int = field(default=0, init=False)
     _finalBytes: int = field(default=0, init=False)
     _opened: int = field(default=0, init=False)
 
@@ -88,6 +89,7 @@ class EventLog:
         self._events.append(_Logged(stream, stream.last, data, until, final))
         if final:
             stream.ended = True
+            self._finals += 1
             self._finalBytes += len(data)
         else:
             self._count += 1
@@ -136,7 +138,7 @@ class EventLog:
         limits = self.limits
         while self._count > limits.max_logged_events or self._bytes > limits.max_logged_bytes:
             self._dropFirst(final=False)
-        while self._finalBytes > limits.max_answer:
+        while self._finals > limits.max_logged_events or self._finalBytes > limits.max_answer:
             self._dropFirst(final=True)
 
     def _dropFirst(self, *, final: bool) -> None:
@@ -148,6 +150,7 @@ class EventLog:
 
     def _drop(self, event: _Logged) -> None:
         if event.final:
+            self._finals -= 1
             self._finalBytes -= len(event.data)
         else:
             self._count -= 1
