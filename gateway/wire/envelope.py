@@ -20,23 +20,32 @@ included. Whitespace between members may change; CR and LF in it become spaces, 
 SSE frame with them (inside a JSON string neither can stand raw, so no value changes). A member
 of an inner object may come twice and is relayed so; of an object that we rewrite, the last stays.
 
-Time and memory are linear in the length of the text, whatever it holds: the expressions below
-never try a byte a second time (their repeats are possessive).
+Time and memory are linear in the length of the text, whatever it holds.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
-from itertools import accumulate
-from typing import TypeVar
 
 import msgspec
 from attrs import define, field
 from msgspec import Raw
+
+from gateway.wire.strictjson import (
+    MAX_DEPTH,
+    MAX_MEMBERS,
+    NotJSON,
+    brackets,
+    fieldsOf,
+    members,
+    parsed,
+    quote,
+    text,
+    unmasked,
+    withMember,
+)
 
 __all__ = [
     "MAX_BATCH",
@@ -56,35 +65,15 @@ __all__ = [
     "text",
 ]
 
-MAX_DEPTH = 512
 MAX_ID = 4096
-MAX_MEMBERS = 256
 MAX_BATCH = 10_000
 
-_T = TypeVar("_T")
-
-_decodeAny = msgspec.json.Decoder(Raw).decode
-_decodeMembers = msgspec.json.Decoder(dict[str, Raw]).decode
-_decodeItems = msgspec.json.Decoder(list[Raw]).decode
-_decodeString = msgspec.json.Decoder(str).decode
-_encode = msgspec.json.encode
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 _WS = b" \t\n\r"
-_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
-_SEPARATOR = re.compile(rb"[ \t\n\r]*+[,}]")
-_OTHER = bytes(set(range(256)) - set(b'[]{}"'))
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
-_BROKEN_ESCAPE = re.compile(rb"\\u[dD](?![0-9a-fA-F]{3})")
-# Stands for the \u of surrogates while the decoder, which refuses a half pair, reads a text. Nobody
-# outside can know it, so it stands for nothing else.
-_MARK = b"surrogate-" + secrets.token_hex(8).encode()
-_MARK_TEXT = _MARK.decode()
 
-
-class NotJSON(Exception):
-    """The bytes are no JSON text we accept (rules 1 to 4). The argument says why."""
+_decodeItems = msgspec.json.Decoder(list[Raw]).decode
+_decodeAny = msgspec.json.Decoder(Raw).decode
+_encode = msgspec.json.encode
 
 
 class NotAMessage(Exception):
@@ -174,42 +163,14 @@ class Message:
         if spelled[:1] != b"{":
             return self
         fields = self.fields.copy()
-        fields["params"] = Raw(_withMember(spelled, name, value))
+        fields["params"] = Raw(withMember(spelled, name, value))
         return Message(self.kind, fields, self.id, self.method)
 
     def withMeta(self, name: str, value: bytes) -> Message:
         """The same with one member of `params._meta`; a `_meta` that is no object is replaced."""
         meta = self.param("_meta")
         spelled = b"{}" if meta is None or meta[:1] != b"{" else meta
-        return self.withParam("_meta", _withMember(spelled, name, value))
-
-
-def members(raw: Raw | bytes | None) -> dict[str, Raw]:
-    """The members of a JSON object that was already accepted; {} for anything else."""
-    if raw is None:
-        return {}
-    data = bytes(raw)
-    if data[:1] != b"{":
-        return {}
-    try:
-        return _decodeMembers(data)
-    except _REFUSED:
-        return {name: Raw(_unmasked(value)) for name, value in _maskedMembers(data).items()}
-
-
-def text(raw: bytes | None) -> str | None:
-    """A JSON string's value; None for anything else, or where it has half a surrogate pair."""
-    if raw is None or raw[:1] != b'"':
-        return None
-    try:
-        return _decodeString(raw)
-    except _REFUSED:
-        return None
-
-
-def quote(value: str) -> bytes:
-    """A string as JSON."""
-    return _encode(value)
+        return self.withParam("_meta", withMember(spelled, name, value))
 
 
 def notification(method: str, **params: bytes) -> Message:
@@ -242,10 +203,10 @@ def decode(data: bytes, maxBatch: int = MAX_BATCH) -> Message | list[Message | N
     if start in (b" ", b"\t", b"\n", b"\r"):
         start = data.lstrip(_WS)[:1]
     if start == b"{":
-        return _message(_fields(data))
+        return _message(fieldsOf(data))
     if start == b"[":
         return _batch(data, maxBatch)
-    _parsed(_decodeAny, data)
+    parsed(_decodeAny, data)
     raise NotAMessage("a message is a JSON object")
 
 
@@ -259,7 +220,7 @@ def salvageID(data: bytes) -> bytes | None:
     for found in (_ID.match(data, max(0, data.rfind(b'"id"'))), _ID.search(data)):
         if found is None:
             continue
-        before = _brackets(data[: found.start()])
+        before = brackets(data[: found.start()])
         objects = before.count(b"{") - before.count(b"}")
         arrays = before.count(b"[") - before.count(b"]")
         if (objects, arrays) == (1, 0):
@@ -267,135 +228,11 @@ def salvageID(data: bytes) -> bytes | None:
     return None
 
 
-def _brackets(data: bytes) -> bytes:
-    """The brackets of a text, those in strings left out."""
-    marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHER)
-    # What is left of strings is quotes, and what they hide. Two next to each other hide nothing.
-    return b"".join(marks.replace(b'""', b"").split(b'"')[::2])
-
-
-def _depth(data: bytes) -> int:
-    """How deep an accepted text is nested."""
-    return max(accumulate(array("b", _brackets(data).translate(_STEPS))), default=0)
-
-
-def _parsed(decoder: Callable[[bytes], _T], data: bytes) -> tuple[_T, bytes]:
-    """
-    What a decoder makes of a text; rules 2 and 3.
-
-    Returns: that, and the text as it was read: with surrogates masked where there is half a
-        pair, for JSON allows them (RFC 8259 section 8.2) and the decoder does not.
-    """
-    try:
-        try:
-            parsed = decoder(data)
-        except msgspec.DecodeError:
-            data = _masked(data)
-            parsed = decoder(data)
-    except RecursionError:
-        raise NotJSON(f"nested deeper than {MAX_DEPTH}") from None
-    except msgspec.DecodeError as error:
-        raise NotJSON("not JSON") from error
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-        raise NotJSON(f"nested deeper than {MAX_DEPTH}")
-    return parsed, data
-
-
-def _fields(data: bytes) -> dict[str, Raw]:
-    """The members of a message; rules 2, 3 and 4."""
-    fields, read = _parsed(_decodeMembers, data)
-    if len(fields) > MAX_MEMBERS:
-        raise NotJSON(f"over {MAX_MEMBERS} members")
-    # A text without spaces and escapes has just this length. Whatever else stands in it,
-    # an earlier twin of a member too, makes it longer.
-    length = sum([len(name) + len(memoryview(value)) + 4 for name, value in fields.items()]) + 1
-    if len(read) != length and _hasTwins(read, fields):
-        raise NotJSON("a member comes twice")
-    if read is data:
-        return fields
-    named = {_realName(name): Raw(_unmasked(value)) for name, value in fields.items()}
-    if len(named) != len(fields):
-        raise NotJSON("a member comes twice")
-    return named
-
-
-def _realName(name: str) -> str:
-    if _MARK_TEXT not in name:
-        return name
-    real = text(_unmasked(_encode(name)))
-    if real is None:
-        raise NotJSON("half a surrogate pair in a member's name")
-    return real
-
-
-def _hasTwins(data: bytes, fields: dict[str, Raw]) -> bool:
-    """
-    Whether a member of an object comes twice.
-
-    The decoder keeps the last of two members with one name. Walking the text along the values
-    it kept, an earlier twin shows: what stands there is not the value kept, or the name comes
-    again.
-    """
-    names: set[str] = set()
-    at = data.index(b"{") + 1
-    while (key := _KEY.match(data, at)) is not None:
-        name: str = _decodeString(key[1])
-        value = bytes(fields[name])
-        if name in names or not data.startswith(value, key.end()):
-            return True
-        names.add(name)
-        separator = _SEPARATOR.match(data, key.end() + len(value))
-        if separator is None:
-            return True
-        at = separator.end()
-    return False
-
-
-def _masked(data: bytes) -> bytes:
-    """
-    The text with the escapes of surrogates (and of their neighbours, U+D000 and up) masked.
-
-    NUL stands in for escaped backslashes, so that those left begin an escape. A text that has
-    one itself, or an escape cut short, is no JSON and comes back for the decoder to refuse.
-    """
-    if b"\x00" in data:
-        return data
-    bare = data.replace(b"\\\\", b"\x00\x00")
-    if _BROKEN_ESCAPE.search(bare) is not None:
-        return data
-    for letter in (b"d", b"D"):
-        bare = bare.replace(b"\\u" + letter, _MARK + letter)
-    return bare.replace(b"\x00\x00", b"\\\\")
-
-
-def _unmasked(value: Raw | bytes) -> bytes:
-    return bytes(value).replace(_MARK, b"\\u")
-
-
-def _maskedMembers(data: bytes) -> dict[str, Raw]:
-    try:
-        return _decodeMembers(_masked(data))
-    except _REFUSED:
-        return {}
-
-
-def _withMember(data: bytes, name: str, value: bytes) -> bytes:
-    """An accepted object with one member replaced or added."""
-    try:
-        fields = _decodeMembers(data)
-    except _REFUSED:
-        fields = _maskedMembers(data)
-        fields[name] = Raw(value)
-        return _unmasked(_encode(fields))
-    fields[name] = Raw(value)
-    return _encode(fields)
-
-
 def _batch(data: bytes, limit: int) -> list[Message | NotAMessage]:
-    items, _ = _parsed(_decodeItems, data)
+    items, _ = parsed(_decodeItems, data)
     if len(items) > limit:
         raise NotAMessage(f"a batch has at most {limit} messages")
-    return [_member(_unmasked(item)) for item in items]
+    return [_member(unmasked(item)) for item in items]
 
 
 def _member(data: bytes) -> Message | NotAMessage:
@@ -403,7 +240,7 @@ def _member(data: bytes) -> Message | NotAMessage:
     if data[:1] != b"{":
         return NotAMessage("a message is a JSON object")
     try:
-        return _message(_fields(data))
+        return _message(fieldsOf(data))
     except NotAMessage as error:
         return error
     except NotJSON as error:
