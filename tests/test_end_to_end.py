@@ -504,3 +504,13 @@ async def test_a_late_answer_is_dropped_and_counted(live: Start) -> None:
         await deferLater(reactor, 0.01)  # type: ignore[arg-type]
     assert gateway.recorder.of(MessageDropped)[0].why == "late_answer"
     assert "result" in (await gateway.call("faulty", session, "echo")).message
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_over_http_and_sse_says_that_it_is_not_served(live: Start) -> None:
+    gateway = await live(behind("http://127.0.0.1:1/sse", transport="sse"), faulty())
+    answer = await gateway.initialize("behind")
+    assert answer.status == 200
+    assert answer.reason == "upstream_unreachable"
+    assert "not served yet" in answer.message["error"]["message"]
+    assert "result" in (await gateway.initialize("faulty")).message

@@ -57,8 +57,12 @@ class Bench:
         return await self.stack.ask(b"GET", b"/mcp", None, [*self.named, *headers])
 
 
+QUIET = b'{"protocolVersion":"","capabilities":{},"serverInfo":{"name":"s","version":"1"}}'
+"""The result of a server that promises no `list_changed`, so that a recovery tells nothing."""
+
+
 async def bench(start: Start, revision: str = "2025-06-18") -> Bench:
-    server = AnsweringServer("one", http=True)
+    server = AnsweringServer("one", http=True, result=QUIET)
     stack = await start({"one": server})
     session = await stack.open(revision=revision)
     server.answers = False
@@ -122,8 +126,11 @@ async def test_eachMessageGoesWhereTheServerPutIt(start: Start) -> None:
 async def test_eventIdsAndRetriesPassThrough(start: Start) -> None:
     it = await bench(start, "2025-11-25")
     client, sent = await it.call()
-    await client.head()
+    # It is the server that primes, or does not.
+    await it.stack.turns()
+    assert client.unread == b""
     it.link.mark(sent.call, EventMark(b"up-1", b"1500"))
+    await client.head()
     it.link.push(notice(), sent.call, EventMark(b"up-2"))
     it.link.reply(sent, b"1", EventMark(b"up-3"))
     got = [await client.event() for _ in range(3)]
@@ -420,12 +427,13 @@ async def test_aServerThatKeepsSessionsAfterAll(start: Start) -> None:
 async def test_twoClientsOfAServerWithoutSessionsNeverCross(start: Start) -> None:
     it = await sessionless(start)
     await it.ask(hello())
+    await it.ask(rpc("ping", 0))
     it.server.answers = False
     waiting = []
     for n in range(5):
         client, sent = await it.call(1, n=n)
         waiting.append((client, sent))
-    for client, sent in reversed(waiting):
+    for _, sent in reversed(waiting):
         it.link.push(notice(sent.id.decode()), sent.call)
         it.link.reply(sent, sent.message.param("n") or b"")
     for n, (client, sent) in enumerate(waiting):
