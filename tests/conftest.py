@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    # What was imported need not be looked at after every test.
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What was imported and collected need not be looked at after every test.
     gc.collect()
     gc.freeze()
 

@@ -60,9 +60,7 @@ class Live:
     base: str
     _ids: int = field(default=0)
 
-    async def post(
-        self, server: str, message: object, session: str = "", **headers: str
-    ) -> Answer:
+    async def post(self, server: str, message: object, session: str = "", **headers: str) -> Answer:
         fields = {"Content-Type": "application/json", **headers}
         if session:
             fields["Mcp-Session-Id"] = session

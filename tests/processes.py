@@ -101,5 +101,3 @@ async def startGateway(*words: str, listen: str = "tcp:0:interface=127.0.0.1") -
     process = start(argv)
     found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/")
     return Gateway(process, found[1])
-
-

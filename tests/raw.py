@@ -327,9 +327,21 @@ class Stack:
     shared: Shared
     port: int
     mounts: dict[str, Mount]
+    ladder: Ladder
     _listening: IListeningPort
     _connections: Connections
     _clients: list[RawClient] = field(factory=list)
+
+    def mount(self, name: str, server: IServer) -> None:
+        """
+        Put a server behind the stack: one over HTTP gets the transparent proxy, any other the
+        streamable one, each the SSE proxy beside it.
+        """
+        transparent = isinstance(server.settings, HTTPSettings)
+        proxy = TransparentProxy if transparent else StreamableProxy
+        self.mounts[name] = Mount(
+            proxy(server, self.shared, self.ladder), SSEProxy(server, self.shared, self.ladder)
+        )
 
     # The client's side.
 
@@ -476,8 +488,7 @@ async def startStack(
     """
     Start a stack; whoever started it stops it.
 
-    servers: by name; an HTTP server gets the transparent proxy, any other the streamable one,
-        each the SSE proxy beside it. default: the server of the short paths; the first without.
+    servers: by name. default: the server of the short paths; the first without.
     """
     limits = limits or Limits()
     clock, observer = Clock(), Recorder()
@@ -491,17 +502,16 @@ async def startStack(
         observer=observer,
     )
     ladder = Ladder(shared)
-    mounts = {}
-    for name, server in servers.items():
-        transparent = isinstance(server.settings, HTTPSettings)
-        proxy = TransparentProxy if transparent else StreamableProxy
-        mounts[name] = Mount(proxy(server, shared, ladder), SSEProxy(server, shared, ladder))
+    mounts: dict[str, Mount] = {}
     app = GatewayApp(ladder, mounts, default or next(iter(servers)), ready)
     site = GatewaySite(Door(ladder, app.app.resource(), mounted=False), limits.max_body)
     connections = Connections(site)
     listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(connections)
     port = listening.getHost().port
-    return Stack(clock, observer, shared, port, mounts, listening, connections)
+    stack = Stack(clock, observer, shared, port, mounts, ladder, listening, connections)
+    for name, server in servers.items():
+        stack.mount(name, server)
+    return stack
 
 
 Start = Callable[..., Awaitable[Stack]]

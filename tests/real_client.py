@@ -72,9 +72,7 @@ async def drive(transport: Any, mode: str) -> dict[str, Any]:
         seen["resources"] = len(resources.resources)
         prompts = await client.list_prompts()
         seen["prompts"] = len(prompts.prompts)
-        many = await asyncio.gather(
-            *(client.call_tool("test_simple_text", {}) for _ in range(20))
-        )
+        many = await asyncio.gather(*(client.call_tool("test_simple_text", {}) for _ in range(20)))
         seen["together"] = len({one.content[0].text for one in many})
         seen["failed"] = (await client.call_tool("test_error_handling", {})).is_error
         await client.send_ping()

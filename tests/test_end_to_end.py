@@ -128,7 +128,10 @@ async def test_on_exit_lost_ends_the_session(live: Start) -> None:
     assert (await gateway.call("faulty", session, "exit")).reason == "server_exited"
     lost = await gateway.call("faulty", session, "echo")
     assert lost.status == 404
-    assert lost.body == b'{"jsonrpc":"2.0","id":2,"error":{"code":-32001,"message":"Session not found"}}'
+    assert (
+        lost.body
+        == b'{"jsonrpc":"2.0","id":2,"error":{"code":-32001,"message":"Session not found"}}'
+    )
 
 
 @pytest.mark.acceptance(48)

@@ -359,14 +359,18 @@ class Child(ProcessProtocol):
         if not wanted:
             self._signal(signal.SIGKILL)
         self._readRest()
-        self._dropPipes()
+        for pipe in self.transport.pipes.values():
+            pipe.stopReading()
+            pipe.stopWriting()
+        # Not closed yet: the reactor may know of their end already and tell it in this turn,
+        # to whatever has their descriptors by then.
+        IReactorTime(self._reactor).callLater(0, self._dropPipes)
         error = reason.value
         self._owner.exited(error.exitCode if isinstance(error, ProcessTerminated) else 0)
         if not wanted or self._killed:
             self._kill()
         elif not self._termed:
             self._terminate()
-        self._watch()
 
     def _readRest(self) -> None:
         # Whatever it wrote is in the pipes by now; their end may be far, with a grandchild.
@@ -385,3 +389,4 @@ class Child(ProcessProtocol):
         for pipe in list(self.transport.pipes.values()):
             # Not loseConnection: it would wait until somebody has read what is still buffered.
             pipe.connectionLost(Failure(ConnectionDone()))
+        self._watch()

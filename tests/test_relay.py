@@ -1,0 +1,781 @@
+"""A relay between a session and a scripted server, in memory and on a Clock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from attrs import define, field
+from relay_support import CONTEXT, Bench, MemoryTarget, notify, request, response
+from scripted import RESULT, ScriptedHTTPLink, ScriptedServer, message
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from gateway.guard.limits import Limits
+from gateway.guard.policy import Direction, IPolicy
+from gateway.links.interfaces import (
+    EventMark,
+    Hello,
+    IHTTPLink,
+    ILink,
+    ILinkListener,
+    IServer,
+    LinkFailed,
+    Reason,
+)
+from gateway.observe.observer import (
+    BoundReached,
+    CallAnswered,
+    CallFailed,
+    CallStarted,
+    LinkLost,
+    LinkOpened,
+    MessageDropped,
+    SessionRecovered,
+)
+from gateway.relay.sender import SessionOver
+from gateway.wire.context import CallContext
+
+NARROWED = RESULT.replace(b'"logging":{}', b'"experimental":{}')
+OTHER_REVISION = RESULT.replace(b"2025-06-18", b"2025-03-26")
+
+
+def failure(deferred: Deferred[Any]) -> BaseException:
+    """What a Deferred failed with."""
+    failures: list[Failure] = []
+    deferred.addErrback(failures.append)
+    (one,) = failures
+    assert one.value is not None
+    return one.value
+
+
+def test_the_scripted_server_is_what_it_says() -> None:
+    bench = Bench()
+    assert verifyObject(ILinkListener, bench.relay)
+    for http in (False, True):
+        server = ScriptedServer(http=http)
+        assert verifyObject(IServer, server)
+        server.link(Hello(b"{}"), bench.relay, CONTEXT)
+        assert verifyObject(IHTTPLink if http else ILink, server.newest)
+    bench.end()
+
+
+# The handshake.
+
+
+def test_a_handshake_fills_the_record_and_the_store() -> None:
+    bench = Bench().opened(initialized=False)
+    record = bench.session.record
+    assert record.revision == "2025-06-18"
+    assert record.capabilities.startswith(b'{"tools":{"listChanged":true}')
+    assert bench.server.newest.hello == Hello(record.initialize)
+    assert bench.store.records[record.id] == record.serialize()
+    assert not bench.server.newest.sent
+    assert bench.observed.of(LinkOpened) == [LinkOpened("scripted")]
+    bench.end()
+
+
+def test_a_failing_handshake_says_why_and_leaves_nothing() -> None:
+    bench = Bench()
+    bench.server.failNext(Reason.UPSTREAM_UNREACHABLE, "not there")
+    error = failure(bench.opening())
+    assert isinstance(error, LinkFailed)
+    assert (error.reason, error.message) == (Reason.UPSTREAM_UNREACHABLE, "not there")
+    bench.end("failed")
+
+
+def test_the_end_of_a_session_gives_its_handshake_up() -> None:
+    bench = Bench()
+    bench.server.handshakeHeld = True
+    opening = bench.opening()
+    bench.end("shutdown")
+    error = failure(opening)
+    assert isinstance(error, LinkFailed) and error.reason is Reason.SHUTTING_DOWN
+    assert bench.server.givenUp == 1
+
+
+def test_a_relay_whose_session_is_over_makes_no_link() -> None:
+    bench = Bench().opened()
+    bench.end()
+    error = failure(bench.relay.acquire())
+    assert isinstance(error, LinkFailed) and error.reason is Reason.SHUTTING_DOWN
+    assert bench.server.handshakes == 1
+
+
+# Calls.
+
+
+def test_a_call_and_its_answer() -> None:
+    bench = Bench().opened()
+    target = bench.ask(5, params='{"name":"t"}')
+    link = bench.server.newest
+    sent = link.last("tools/call")
+    assert sent.id != b"5" and sent.call is not None
+    assert bench.session.running == 1
+    link.reply(sent, b'{"content":[]}')
+    assert target.json == {"jsonrpc": "2.0", "id": 5, "result": {"content": []}}
+    assert bench.session.running == 0
+    assert bench.observed.of(CallStarted) == [CallStarted("scripted", "tools/call")]
+    assert bench.observed.of(CallAnswered) == [CallAnswered("scripted", "tools/call", 0.0, False)]
+    bench.end()
+
+
+@pytest.mark.acceptance(49)
+def test_acceptance_49_a_hanging_call_times_out_on_the_clock() -> None:
+    bench = Bench(ScriptedServer(timeout=10.0)).opened()
+    target = bench.ask()
+    later = bench.ask(2)
+    sent = bench.server.newest.last("tools/call")
+    bench.clock.advance(9.0)
+    bench.ask(3)
+    bench.clock.advance(0.9)
+    assert not target.answers
+    bench.clock.advance(0.1)
+    assert target.reason == later.reason == "timeout"
+    link = bench.server.newest
+    assert len(link.of("notifications/cancelled")) == 2
+    assert len(link.cancelled) == 2
+    link.reply(sent)
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "late_answer")]
+    assert bench.session.running == 1
+    bench.end()
+
+
+def test_the_answer_of_a_client_that_is_gone_is_dropped_and_counted() -> None:
+    bench = Bench().opened()
+    target = bench.ask()
+    bench.relay.gone(target)
+    link = bench.server.newest
+    assert not link.of("notifications/cancelled"), "to disconnect is not to cancel"
+    assert bench.session.running == 1
+    link.reply(link.last("tools/call"))
+    assert not target.answers
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "client_gone")]
+    assert bench.session.running == 0
+    bench.end()
+
+
+@pytest.mark.acceptance(50)
+def test_acceptance_50_a_full_queue_is_an_error_at_once() -> None:
+    bench = Bench().opened()
+    bench.server.newest.full = True
+    assert bench.ask().reason == "overloaded"
+    assert bench.tell(notify("notifications/roots/list_changed")) == [False]
+    bench.server.newest.full = False
+    assert bench.tell(notify("notifications/roots/list_changed")) == [True]
+    assert bench.session.running == 0
+    bench.end()
+
+
+def test_a_request_of_the_server_and_back() -> None:
+    bench = Bench().opened()
+    stream = bench.stream()
+    link = bench.server.newest
+    link.push(b'{"jsonrpc":"2.0","id":"q","method":"roots/list"}')
+    (asked,) = stream.delivered
+    assert asked.id is not None
+    assert bench.tell(response(asked.id, '{"roots":[]}')) == [True]
+    assert link.last("").message.encode() == b'{"jsonrpc":"2.0","id":"q","result":{"roots":[]}}'
+    assert bench.tell(response(asked.id)) == [True]
+    assert len(link.of("")) == 1
+    bench.end()
+
+
+def test_a_stream_that_takes_nothing_has_the_server_told() -> None:
+    bench = Bench().opened()
+    bench.stream().takes = False
+    link = bench.server.newest
+    link.push(b'{"jsonrpc":"2.0","id":"q","method":"roots/list"}')
+    assert json.loads(link.last("").message.encode())["error"]["code"] == -32603
+    bench.relay.detach(bench.relay.router.streams[0])
+    link.push(b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}')
+    bench.clock.advance(30.0)
+    assert MessageDropped("scripted", "no_stream") in bench.observed.of(MessageDropped)
+    bench.end()
+
+
+def test_a_stream_that_attaches_and_takes_nothing_sets_the_deadlines_running() -> None:
+    bench = Bench(ScriptedServer(timeout=10.0)).opened()
+    target = bench.ask(streams=False)
+    bench.server.newest.push(b'{"jsonrpc":"2.0","id":"q","method":"roots/list"}')
+    bench.clock.advance(20.0)
+    assert not target.answers
+    stream = MemoryTarget(takes=False)
+    bench.relay.attach(stream)
+    bench.clock.advance(10.0)
+    assert target.reason == "timeout"
+    bench.end()
+
+
+# The loss of a link, and its recovery.
+
+
+@pytest.mark.acceptance(46)
+def test_acceptance_46_a_crash_fails_what_is_pending_and_the_next_call_recovers() -> None:
+    bench = Bench().opened()
+    first = bench.server.newest
+    bench.ask(1, "logging/setLevel", '{"level":"debug"}')
+    first.reply(first.last("logging/setLevel"))
+    for uri in ("a", "b"):
+        bench.ask(1, "resources/subscribe", f'{{"uri":"{uri}"}}')
+        first.reply(first.last("resources/subscribe"))
+    pending = [bench.ask(n) for n in range(50)]
+    stream = bench.stream()
+    first.lose()
+    assert {target.reason for target in pending} == {"server_exited"}
+    assert bench.server.handshakes == 1, "nobody needs a link yet"
+
+    target = bench.ask(99)
+    second = bench.server.newest
+    assert second is not first and second.hello == first.hello
+    assert [sent.method for sent in second.sent] == [
+        "notifications/initialized",
+        "logging/setLevel",
+        "resources/subscribe",
+        "resources/subscribe",
+        "tools/call",
+    ]
+    assert second.sent[1].message.param("level") == b'"debug"'
+    assert [sent.message.param("uri") for sent in second.sent[2:4]] == [b'"a"', b'"b"']
+    for sent in second.sent[1:4]:
+        second.reply(sent)
+    second.reply(second.last("tools/call"))
+    assert target.json["id"] == 99
+    # What the server declared `listChanged` for, its client hears.
+    assert [told.method for told in stream.delivered] == ["notifications/tools/list_changed"]
+    assert bench.observed.of(LinkLost) == [LinkLost("scripted", "server_exited")]
+    assert bench.observed.of(SessionRecovered) == [SessionRecovered("scripted", bench.session.tag)]
+    assert not bench.session.ended
+    bench.end()
+
+
+def test_what_the_client_never_said_is_not_said_again() -> None:
+    bench = Bench().opened(initialized=False)
+    bench.server.newest.lose()
+    bench.ask()
+    assert [sent.method for sent in bench.server.newest.sent] == ["tools/call"]
+    bench.end()
+
+
+def test_one_attempt_for_any_number_of_calls() -> None:
+    bench = Bench().opened()
+    bench.server.newest.lose()
+    bench.server.handshakeHeld = True
+    targets = [bench.ask(n) for n in range(5)]
+    assert bench.tell(notify("notifications/roots/list_changed")) == [True]
+    assert bench.server.handshakes == 2
+    bench.server.finishHandshake()
+    link = bench.server.newest
+    assert [sent.method for sent in link.sent] == [
+        "notifications/initialized",
+        *["tools/call"] * 5,
+        "notifications/roots/list_changed",
+    ]
+    for sent in link.of("tools/call"):
+        link.reply(sent)
+    assert [target.json["id"] for target in targets] == list(range(5))
+    assert bench.server.handshakes == 2
+    bench.end()
+
+
+def test_a_call_that_ended_while_it_waited_is_not_sent() -> None:
+    bench = Bench(ScriptedServer(timeout=10.0)).opened()
+    bench.server.newest.lose()
+    bench.server.handshakeHeld = True
+    target = bench.ask()
+    bench.clock.advance(10.0)
+    assert target.reason == "timeout"
+    bench.server.finishHandshake()
+    assert not bench.server.newest.of("tools/call")
+    bench.end()
+
+
+@pytest.mark.parametrize("which", ["max_stdin_messages", "max_stdin_bytes"])
+def test_what_waits_for_a_link_is_bounded(which: str) -> None:
+    limits = Limits(max_stdin_messages=3) if "mess" in which else Limits(max_stdin_bytes=200)
+    bench = Bench(limits=limits).opened()
+    bench.server.newest.lose()
+    bench.server.handshakeHeld = True
+    targets = [bench.ask(n, params=f'{{"x":"{"x" * 100}"}}') for n in range(4)]
+    assert targets[-1].reason == "overloaded"
+    assert not targets[0].answers
+    assert bench.tell(notify("notifications/roots/list_changed")) == [False]
+    assert BoundReached(which, "scripted") in bench.observed.of(BoundReached)
+    bench.server.finishHandshake()
+    assert bench.ask(9).answers == []
+    bench.end()
+
+
+def test_answers_to_a_server_that_is_gone_are_dropped() -> None:
+    bench = Bench().opened()
+    stream = bench.stream()
+    bench.server.newest.push(b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}')
+    bench.server.newest.lose()
+    asked, void = stream.delivered
+    assert asked.id is not None and void.param("requestId") == asked.id
+    assert bench.tell(response(asked.id)) == [True]
+    assert bench.server.handshakes == 1
+    bench.end()
+
+
+def test_a_recovery_that_fails_fails_its_calls_and_keeps_the_session() -> None:
+    bench = Bench().opened()
+    bench.server.newest.lose()
+    bench.server.failNext(Reason.SERVER_EXITED, "no")
+    assert bench.ask().reason == "server_exited"
+    assert not bench.session.ended
+    bench.clock.advance(60.0)
+    target = bench.ask()
+    assert not target.answers and bench.server.open
+    bench.end()
+
+
+@pytest.mark.parametrize("result", [NARROWED, OTHER_REVISION], ids=["fewer", "revision"])
+def test_a_server_that_comes_back_as_less_ends_the_session(result: bytes) -> None:
+    bench = Bench().opened()
+    stream = bench.stream()
+    bench.server.newest.lose()
+    bench.server.result = result
+    target = bench.ask(7)
+    assert target.losses == [b"7"] and not target.answers
+    assert bench.session.ended == "lost"
+    assert stream.closed
+    assert isinstance(failure(bench.relay.acquire()), LinkFailed)
+    assert CallFailed("scripted", "tools/call", "server_exited") in bench.observed.events
+    bench.left()
+
+
+def test_whoever_waits_for_a_narrowed_link_hears_it() -> None:
+    bench = Bench().opened()
+    bench.server.newest.lose()
+    bench.server.result = NARROWED
+    assert isinstance(failure(bench.relay.acquire()), SessionOver)
+    bench.relay.over()
+    bench.left()
+
+
+def test_on_exit_lost_ends_the_session_with_its_link() -> None:
+    bench = Bench(ScriptedServer(on_exit="lost")).opened()
+    target = bench.ask()
+    bench.server.newest.lose()
+    assert target.reason == "server_exited"
+    assert bench.session.ended == "lost"
+    bench.left()
+
+
+@pytest.mark.acceptance(48)
+def test_acceptance_48_links_that_die_young_are_made_more_and_more_slowly() -> None:
+    bench = Bench().opened()
+    waits = []
+    for n in range(12):
+        bench.server.newest.lose()
+        target = bench.ask(n)
+        waited = 0.0
+        while bench.server.handshakes < n + 2:
+            bench.clock.advance(0.05)
+            waited += 0.05
+        assert not target.answers
+        waits.append(waited)
+    assert waits[0] == 0.0, "the first attempt is made at once"
+    for n, wait in enumerate(waits[1:]):
+        nominal = min(30.0, 0.5 * 2**n)
+        assert 0.8 * nominal - 0.06 <= wait <= 1.2 * nominal + 0.06
+    # A link that lived long enough is forgiven.
+    bench.clock.advance(31.0)
+    bench.server.newest.lose()
+    bench.ask(50)
+    assert bench.server.handshakes == 14
+    bench.end()
+
+
+def test_the_end_of_a_session_ends_the_wait_for_a_respawn() -> None:
+    bench = Bench().opened()
+    for n in range(3):
+        bench.server.newest.lose()
+        target = bench.ask(n)
+        bench.clock.advance(0.7 if n == 1 else 0)
+    assert not target.answers
+    assert bench.server.handshakes == 3
+    bench.end()
+    assert target.reason == "cancelled"
+
+
+def test_a_link_made_for_a_session_that_is_over_is_closed() -> None:
+    bench = Bench().opened()
+    bench.server.newest.slowClose = True
+    bench.registry.end(bench.session, "deleted")
+    closing = bench.relay.closing
+    assert closing is not None and not closing.called
+    bench.server.newest.finishClose()
+    assert closing.called
+    bench.left()
+
+
+# Over HTTP.
+
+
+def http(**more: Any) -> tuple[Bench, ScriptedHTTPLink]:
+    bench = Bench(ScriptedServer(http=True, **more)).opened()
+    link = bench.server.newest
+    assert isinstance(link, ScriptedHTTPLink)
+    return bench, link
+
+
+@pytest.mark.acceptance(28)
+def test_acceptance_28_a_note_is_told_once_the_server_took_it_or_after_a_second() -> None:
+    bench, link = http()
+    taken = bench.tell(notify("notifications/roots/list_changed"))
+    assert taken == []
+    link.accept(link.last("notifications/roots/list_changed"))
+    assert taken == [True]
+    slow = bench.tell(notify("notifications/roots/list_changed"))
+    bench.clock.advance(0.99)
+    assert slow == []
+    bench.clock.advance(0.01)
+    assert slow == [True]
+    link.accept(link.last("notifications/roots/list_changed"))
+    link.full = True
+    assert bench.tell(notify("notifications/roots/list_changed")) == [False]
+    link.full = False
+    refused = bench.tell(notify("notifications/roots/list_changed"))
+    link.settle(link.last("notifications/roots/list_changed"), status=500)
+    assert refused == [True]
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "undeliverable")]
+    bench.end()
+
+
+def test_notes_on_their_way_do_not_outlive_the_session() -> None:
+    bench, _ = http()
+    taken = bench.tell(notify("notifications/roots/list_changed"))
+    bench.end()
+    assert taken == [True]
+
+
+@pytest.mark.acceptance(64)
+def test_acceptance_64_one_new_handshake_for_many_calls_and_each_once_more() -> None:
+    bench, first = http()
+    bench.server.handshakeHeld = True
+    targets = [bench.ask(n) for n in range(100)]
+    note = bench.tell(notify("notifications/roots/list_changed"))
+    for sent in list(first.sent[1:]):
+        first.settle(sent, status=404)
+    assert bench.server.handshakes == 2
+    bench.server.finishHandshake()
+    second = bench.server.newest
+    # `initialized` comes first: the rest waits until the server took it.
+    assert [sent.method for sent in second.sent] == ["notifications/initialized"]
+    second.accept(second.sent[0])
+    assert len(second.of("tools/call")) == 100
+    assert len({sent.id for sent in second.of("tools/call")}) == 100
+    for sent in second.of("tools/call"):
+        second.reply(sent)
+    assert [target.json["id"] for target in targets] == list(range(100))
+    second.accept(second.last("notifications/roots/list_changed"))
+    assert note == [True]
+    assert bench.server.handshakes == 2 and not bench.session.ended
+    bench.end()
+
+
+def test_what_still_comes_on_the_lost_link_is_taken_and_the_link_closed_at_last() -> None:
+    bench, first = http()
+    stays, lost = bench.ask(1), bench.ask(2)
+    one, two = first.of("tools/call")
+    first.settle(two, status=404)
+    second = bench.server.newest
+    second.accept(second.sent[0])
+    first.reply(one)
+    assert stays.json["id"] == 1 and not first.closed
+    again = second.last("tools/call")
+    second.reply(again)
+    assert lost.json["id"] == 2
+    # The next loss closes what nobody waits for any more.
+    bench.ask(3)
+    second.settle(second.last("tools/call"), status=404)
+    assert first.closed and not second.closed
+    bench.server.newest.accept(bench.server.newest.sent[0])
+    bench.end()
+    assert second.closed
+
+
+@pytest.mark.acceptance(65)
+def test_acceptance_65_lost_again_after_a_new_handshake_is_the_end() -> None:
+    bench, first = http()
+    target, other = bench.ask(8), bench.ask(9)
+    for sent in first.of("tools/call"):
+        first.settle(sent, status=404)
+    second = bench.server.newest
+    second.accept(second.sent[0])
+    second.settle(second.last("tools/call"), status=404)
+    assert target.losses == [b"8"] and other.losses == [b"9"]
+    assert bench.session.ended == "lost"
+    assert bench.server.handshakes == 2
+    bench.left()
+
+
+def test_an_http_server_that_cannot_be_greeted_again_ends_the_session() -> None:
+    bench, link = http()
+    target = bench.ask(8)
+    note = bench.tell(notify("notifications/roots/list_changed"))
+    bench.server.failNext(Reason.UPSTREAM_UNREACHABLE)
+    for sent in link.sent[1:]:
+        link.settle(sent, status=404)
+    assert target.losses == [b"8"] and note == [True]
+    bench.left()
+
+
+def test_a_server_that_takes_no_initialized_does_not_stop_the_recovery() -> None:
+    bench, first = http()
+    target = bench.ask()
+    first.settle(first.last("tools/call"), status=404)
+    second = bench.server.newest
+    assert not second.of("tools/call")
+    bench.clock.advance(1.0)
+    second.reply(second.last("tools/call"))
+    assert target.json["id"] == 1
+    bench.end()
+
+
+def test_a_link_lost_during_its_greeting_fails_the_attempt() -> None:
+    bench, first = http()
+    target = bench.ask()
+    first.settle(first.last("tools/call"), status=404)
+    bench.server.newest.lose(Reason.UPSTREAM_UNREACHABLE)
+    assert target.reason == "upstream_unreachable"
+    bench.clock.advance(1.0)
+    assert bench.session.ended == "lost"
+    bench.left()
+
+
+def test_a_404_of_a_server_without_sessions_is_no_lost_session() -> None:
+    bench, link = http(sessionless=True)
+    target = bench.ask()
+    link.settle(link.last("tools/call"), Reason.BAD_ANSWER, status=404)
+    assert target.reason == "bad_answer"
+    assert bench.server.handshakes == 1 and not bench.session.ended
+    bench.end()
+
+
+def test_the_servers_own_error_is_passed_on() -> None:
+    bench, link = http()
+    target = bench.ask(4)
+    own = message(b'{"jsonrpc":"2.0","id":9,"error":{"code":-32602,"message":"m"}}')
+    link.settle(link.last("tools/call"), Reason.BAD_ANSWER, status=400, body=own)
+    assert target.json == {"jsonrpc": "2.0", "id": 4, "error": {"code": -32602, "message": "m"}}
+    bench.end()
+
+
+def test_what_the_link_says_belongs_to_a_call_goes_to_its_stream() -> None:
+    bench, link = http()
+    get = bench.stream()
+    one, two = bench.ask(1), bench.ask(2)
+    sent = link.of("tools/call")[0]
+    link.push(notify("notifications/message"), sent.call)
+    assert (len(one.delivered), len(two.delivered), len(get.delivered)) == (1, 0, 0)
+    link.push(notify("notifications/message"))
+    assert (len(one.delivered), len(two.delivered), len(get.delivered)) == (1, 0, 1)
+    bench.end()
+
+
+# Transparent: streams and event ids pass.
+
+
+def transparent() -> tuple[Bench, ScriptedHTTPLink]:
+    bench = Bench(ScriptedServer(http=True), transparent=True).opened()
+    link = bench.server.newest
+    assert isinstance(link, ScriptedHTTPLink)
+    return bench, link
+
+
+@pytest.mark.acceptance(74)
+def test_acceptance_74_event_ids_pass_and_a_cut_stream_is_resumed_on_another() -> None:
+    bench, link = transparent()
+    target = bench.ask(6)
+    sent = link.last("tools/call")
+    primed = EventMark(b"1", b"500")
+    link.mark(sent.call, primed)
+    assert target.marks == [primed]
+    link.push(notify("notifications/message"), sent.call, EventMark(b"2"))
+    assert target.marks[-1] == EventMark(b"2")
+    bench.relay.gone(target)
+    assert link.cancelled == [sent.call], "the server keeps the rest for the client's return"
+    resumed = bench.stream()
+    link.mark(resumed, EventMark(b"3"))
+    link.push(response(sent.id), resumed, EventMark(b"4"))
+    assert resumed.json["id"] == 6 and resumed.marks == [EventMark(b"3"), EventMark(b"4")]
+    assert not target.answers
+    bench.end()
+
+
+def test_a_server_that_closes_a_numbered_stream_has_its_client_resume() -> None:
+    bench, link = transparent()
+    target = bench.ask()
+    sent = link.last("tools/call")
+    link.mark(sent.call, EventMark(b"1"))
+    link.settle(sent, Reason.OUTCOME_UNKNOWN)
+    assert target.closed and not target.answers
+    assert bench.session.running == 1
+    bench.end()
+
+
+def test_without_event_ids_a_cut_stream_is_the_end_of_its_call() -> None:
+    bench, link = transparent()
+    target = bench.ask()
+    link.settle(link.last("tools/call"), Reason.OUTCOME_UNKNOWN)
+    assert target.reason == "outcome_unknown"
+    bench.end()
+
+
+def test_the_servers_stream_ends_and_the_clients_with_it() -> None:
+    bench, link = transparent()
+    stream = bench.stream()
+    link.listen(stream, None, CONTEXT)
+    link.end(stream)
+    assert stream.closed
+    bench.relay.ended(MemoryTarget())
+    bench.end()
+
+
+def test_a_recovered_transparent_session_hears_what_may_have_changed() -> None:
+    bench, first = transparent()
+    stream = bench.stream()
+    bench.ask()
+    first.settle(first.last("tools/call"), status=404)
+    second = bench.server.newest
+    second.accept(second.sent[0])
+    assert [told.method for told in stream.delivered] == ["notifications/tools/list_changed"]
+    bench.end()
+
+
+def test_elsewhere_event_ids_of_the_server_stay_inside() -> None:
+    bench, link = http()
+    target = bench.ask()
+    sent = link.last("tools/call")
+    link.mark(sent.call, EventMark(b"1"))
+    link.push(notify("notifications/message"), sent.call, EventMark(b"2"))
+    link.reply(sent, mark=EventMark(b"3"))
+    assert target.marks == [None, None]
+    bench.end()
+
+
+# The policy.
+
+
+@implementer(IPolicy)
+@define
+class Denying:
+    """Denies names."""
+
+    names: set[str] = field(factory=set)
+    asked: list[tuple[Direction, str, str]] = field(factory=list)
+
+    def admits(self, context: CallContext) -> bool:
+        return True
+
+    def allows(self, direction: Direction, method: str, name: str, context: CallContext) -> bool:
+        self.asked.append((direction, method, name))
+        return method not in self.names and name not in self.names
+
+
+def test_a_denied_call_fails_and_a_denied_note_is_dropped() -> None:
+    policy = Denying({"rm", "notifications/roots/list_changed", "file:///etc"})
+    bench = Bench(policy=policy).opened()
+    link = bench.server.newest
+    before = len(link.sent)
+    assert bench.ask(1, params='{"name":"rm"}').reason == "forbidden"
+    assert bench.ask(1, "resources/read", '{"uri":"file:///etc"}').reason == "forbidden"
+    assert bench.tell(notify("notifications/roots/list_changed")) == [True]
+    assert len(link.sent) == before
+    assert bench.session.running == 0
+    assert bench.observed.of(CallFailed) == [
+        CallFailed("scripted", "tools/call", "forbidden"),
+        CallFailed("scripted", "resources/read", "forbidden"),
+    ]
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "forbidden")]
+    allowed = bench.ask(2, params='{"name":"ls"}')
+    link.reply(link.last("tools/call"))
+    assert allowed.json["id"] == 2
+    assert (Direction.TO_SERVER, "tools/call", "ls") in policy.asked
+    bench.end()
+
+
+def test_what_a_policy_denies_the_server_is_told_to_it() -> None:
+    policy = Denying({"sampling/createMessage", "notifications/message", "ls"})
+    bench = Bench(policy=policy).opened()
+    stream, link = bench.stream(), bench.server.newest
+    link.push(notify("notifications/message"))
+    link.push(b'{"jsonrpc":"2.0","id":"s","method":"sampling/createMessage"}')
+    assert not stream.delivered
+    refused = json.loads(link.last("").message.encode())
+    assert refused["id"] == "s" and refused["error"]["data"] == {"reason": "forbidden"}
+    link.push(b'{"jsonrpc":"2.0","id":"r","method":"roots/list"}')
+    (asked,) = stream.delivered
+    assert (Direction.TO_CLIENT, "roots/list", "") in policy.asked
+    assert bench.tell(response(asked.id or b"")) == [True]
+    bench.end()
+
+
+# The end.
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("deleted", "cancelled"),
+        ("idle", "cancelled"),
+        ("absolute", "cancelled"),
+        ("stream_closed", "cancelled"),
+        ("shutdown", "shutting_down"),
+        ("lost", None),
+    ],
+)
+def test_the_end_of_a_session_ends_all_of_it(reason: str, told: str | None) -> None:
+    bench = Bench().opened()
+    link = bench.server.newest
+    running, gone, stream = bench.ask(3), bench.ask(4), bench.stream()
+    bench.relay.gone(gone)
+    bench.end(reason)
+    assert stream.closed and link.closed
+    if told is None:
+        assert running.losses == [b"3"] and not running.answers
+    else:
+        assert running.reason == told
+    assert not gone.answers and not gone.losses
+    assert len(link.cancelled) == 2
+    failed = told or "server_exited"
+    assert bench.observed.of(CallFailed) == [CallFailed("scripted", "tools/call", failed)] * 2
+    # What comes later touches nothing.
+    before = len(bench.observed.events)
+    bench.relay.received(notify("notifications/message"), None)
+    bench.relay.lost(Reason.SERVER_EXITED, "late")
+    assert len(bench.observed.events) == before
+
+
+def test_a_session_of_no_registry_is_dismissed() -> None:
+    bench = Bench().opened()
+    target = bench.ask()
+    done: list[None] = []
+    Deferred.fromCoroutine(bench.relay.dismiss()).addCallback(done.append)
+    assert done == [None] and bench.server.newest.closed
+    assert target.reason == "cancelled"
+    bench.registry.end(bench.session, "")
+
+
+def test_a_server_without_sessions_is_greeted_by_the_gateway_itself() -> None:
+    bench = Bench(ScriptedServer(http=True, sessionless=True), transparent=True)
+    bench.session.record.initialized = True
+    bench.relay.greetAs(b"{}")
+    linked: list[ILink] = []
+    bench.relay.acquire().addCallback(linked.append)
+    link = bench.server.newest
+    assert not linked
+    assert [sent.method for sent in link.sent] == ["notifications/initialized"]
+    assert isinstance(link, ScriptedHTTPLink)
+    link.accept(link.sent[0])
+    assert linked == [link] == [bench.relay.link]
+    assert bench.session.record.revision == "2025-06-18"
+    bench.relay.request(request(1), MemoryTarget(), True, CONTEXT)
+    assert link.last("tools/call")
+    bench.end()
