@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest_twisted
-from stdio_support import CONTEXT, HELLO, Bench, Listener, call
+import treq
+from faulty_upstream import FaultyUpstream, Received
+from live import Live, behind, faulty, startLive
+from processes import startGateway
+from raw import RawClient
+from stdio_support import CONTEXT, FAULTY, HELLO, Bench, Listener, call
 from twisted.internet import reactor
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.process import reapAllProcesses
+
+from gateway.guard.limits import Limits
+from gateway.observe.observer import CallAnswered
+from gateway.sessions.events import EventLog
+
+Start = Callable[..., Awaitable[Live]]
+
+
+@pytest_twisted.async_yield_fixture
+async def live() -> AsyncIterator[Start]:
+    """Starts gateways, and stops them after the test."""
+    running: list[Live] = []
+
+    async def start(*servers: Any, **limits: Any) -> Live:
+        running.append(await startLive(*servers, **limits))
+        return running[-1]
+
+    yield start
+    for gateway in running:
+        await gateway.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def upstream() -> AsyncIterator[FaultyUpstream]:
+    server = FaultyUpstream()
+    server.start(reactor)
+    yield server
+    await server.close()
 
 
 @pytest_twisted.async_yield_fixture
@@ -79,3 +115,249 @@ async def test_a_child_that_ends_takes_none_with_it_that_starts_meanwhile(bench:
     other.send(call(1, "echo", a=1), object(), CONTEXT)
     assert await young.structured(1) == {"a": 1}
     assert young.losses == []
+
+
+# Connections to a server.
+
+
+def hello(revision: str) -> dict[str, Any]:
+    params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "a"}}
+    return {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+
+
+async def connected(gateway: Live) -> RawClient:
+    port = gateway.service.ports[0].getHost().port
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    return await connectProtocol(endpoint, RawClient())
+
+
+def ask(
+    method: str, server: str, session: str = "", body: bytes = b"", **headers: str
+) -> bytes:
+    fields = {"Host": "127.0.0.1", "Accept": "application/json, text/event-stream", **headers}
+    if session:
+        fields["Mcp-Session-Id"] = session
+    if body:
+        fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    lines = [f"{method} /servers/{server}/mcp HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_nobody_waits_for_any_more_is_not_asked_for(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    """A server that never answered a GET kept one connection for every client that left."""
+    upstream.script = lambda request: request.method == b"GET"
+    gateway = await live(behind(upstream.url))
+    session = await gateway.session("behind")
+    client = await connected(gateway)
+    client.send(ask("GET", "behind", session))
+    while (asked := await upstream.next()).method != b"GET":
+        pass
+    lost = asked.connection.lost
+    client.reset()
+    await lost.addTimeout(10, reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_never_accepts_what_it_is_told_loses_the_connection(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    """Each notification held a connection until none was left for anybody."""
+    upstream.script = lambda request: request.rpc == "notifications/x"
+    gateway = await live(behind(upstream.url, handshake_timeout=0.2), queue_wait=0.1)
+    session = await gateway.session("behind")
+    told = await gateway.post("behind", {"jsonrpc": "2.0", "method": "notifications/x"}, session)
+    assert told.status == 202
+    while (asked := await upstream.next()).rpc != "notifications/x":
+        pass
+    await asked.connection.lost.addTimeout(10, reactor)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_cancels_a_call_of_another_client(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    """Without sessions all clients share a link, and ids from 1 up are everybody's."""
+    upstream.session = None
+    held: list[Received] = []
+    upstream.script = lambda request: request.rpc == "tools/call" and not held.append(request)
+    gateway = await live(behind(upstream.url))
+    await gateway.initialize("behind")
+    calling = ensureDeferred(gateway.call("behind", "", "x"))
+    while (await upstream.next()).rpc != "tools/call":
+        pass
+    told = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    assert (await gateway.post("behind", told)).status == 202
+    assert "notifications/cancelled" not in [request.rpc for request in upstream.requests]
+    held[0].result({"fine": True})
+    assert (await calling).message == {"jsonrpc": "2.0", "id": 1, "result": {"fine": True}}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_without_session_finishes_while_it_drains(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    upstream.session = None
+    held: list[Received] = []
+    upstream.script = lambda request: request.rpc == "tools/call" and not held.append(request)
+    gateway = await live(behind(upstream.url), drain_grace=10.0)
+    await gateway.initialize("behind")
+    calling = ensureDeferred(gateway.call("behind", "", "x"))
+    while (await upstream.next()).rpc != "tools/call":
+        pass
+    stopping = gateway.service.stopService()
+    held[0].result({"fine": True})
+    assert (await calling).message["result"] == {"fine": True}
+    await stopping
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_without_session_is_told_of_the_shutdown(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    upstream.session = None
+    upstream.script = lambda request: request.rpc == "tools/call"
+    gateway = await live(behind(upstream.url), drain_grace=0.1)
+    await gateway.initialize("behind")
+    calling = ensureDeferred(gateway.call("behind", "", "x"))
+    while (await upstream.next()).rpc != "tools/call":
+        pass
+    await gateway.service.stopService()
+    assert (await calling).reason == "shutting_down"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_left_during_the_first_handshake_leaves_no_stream(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    upstream.session = None
+    greeted: list[Received] = []
+
+    def script(request: Received) -> bool:
+        if request.rpc == "initialize" and not greeted:
+            greeted.append(request)
+            return True
+        if request.rpc == "tools/call":
+            request.stream()
+            request.event({"jsonrpc": "2.0", "method": "notifications/x"})
+            request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {}})
+            request.end()
+            return True
+        return False
+
+    upstream.script = script
+    gateway = await live(behind(upstream.url))
+    client = await connected(gateway)
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}'
+    client.send(ask("POST", "behind", body=body))
+    while (await upstream.next()).rpc != "initialize":
+        pass
+    client.reset()
+    await client.ended
+    # Another client's answer comes after the gateway saw the first one leave.
+    assert (await gateway.request("GET", "/healthz")).status == 200
+    upstream.usual(greeted[0])
+    assert (await gateway.call("behind", "", "x")).status == 200
+    run = gateway.service._run
+    assert run is not None
+    assert len(run.shared.pulse) == 0
+
+
+# The end.
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopping_waits_for_no_reader_that_does_not_read(live: Start) -> None:
+    """An answer in the buffers of a connection kept the whole gateway from ending."""
+    gateway = await live(faulty(), reader_blocked=0.3)
+    session = await gateway.session("faulty")
+    client = await connected(gateway)
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}' % (
+        b'{"name":"long","arguments":{"bytes":12000000}}'
+    )
+    client.pause()
+    client.send(ask("POST", "faulty", session, body, Accept="application/json"))
+    while not gateway.recorder.of(CallAnswered):
+        await gateway.request("GET", "/healthz")
+    await gateway.service.stopService().addTimeout(20, reactor)
+    client.reset()
+    await client.ended
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_signal_ends_the_gateway_at_once() -> None:
+    gateway = await startGateway("--", sys.executable, FAULTY)
+    process = gateway.process
+    client = treq.post(
+        f"{gateway.base}/servers/default/mcp",
+        json.dumps(hello("2025-06-18")).encode(),
+        headers={"Content-Type": "application/json"},
+        persistent=False,
+    )
+    answer = await client
+    await answer.content()
+    (session,) = answer.headers.getRawHeaders("Mcp-Session-Id")
+    asked = treq.post(
+        f"{gateway.base}/servers/default/mcp",
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hang"}}',
+        headers={"Content-Type": "application/json", "Mcp-Session-Id": session},
+        persistent=False,
+    )
+    await asked
+    process.kill()
+    await process.line("Received SIGTERM")
+    process.kill()
+    await process.ended.addTimeout(10, reactor)
+    assert "Traceback" not in process.err
+
+
+# Resumption.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_of_which_nothing_is_left_is_not_resumed(live: Start) -> None:
+    """An empty stream in answer sent the client in circles."""
+    gateway = await live(faulty())
+    answer = await gateway.post("faulty", hello("2025-11-25"))
+    (session,) = answer.headers["Mcp-Session-Id"]
+    called = await gateway.call("faulty", session, "echo", a=1)
+    ids = [line[4:].decode() for line in called.body.split(b"\n") if line.startswith(b"id: ")]
+    fields = {"Mcp-Session-Id": session, "Accept": "text/event-stream"}
+    path = "/servers/faulty/mcp"
+    some = await gateway.request("GET", path, None, {**fields, "Last-Event-ID": ids[0]})
+    assert (some.status, some.message) == (200, called.message)
+    none = await gateway.request("GET", path, None, {**fields, "Last-Event-ID": ids[-1]})
+    assert none.status == 405
+
+
+def test_streams_that_were_left_are_not_kept_for_ever() -> None:
+    """Each GET of a session left one behind, for as long as the session lived."""
+    log = EventLog(Limits(max_logged_events=10, logged_for=5.0))
+    ids = []
+    for _ in range(100):
+        stream = log.open(object())
+        ids.append(log.idOf(stream, 0))
+        log.left(stream, 1.0)
+    found = [log.find(id, 2.0) is not None for id in ids]
+    assert found == [False] * 90 + [True] * 10
+    assert all(log.find(id, 6.0) is None for id in ids)
+
+
+def test_a_stream_that_is_open_is_kept() -> None:
+    log = EventLog(Limits(max_logged_events=10, logged_for=5.0))
+    stream = log.open(object())
+    log.left(stream, 1.0)
+    log.rejoined(stream)
+    for _ in range(100):
+        log.left(log.open(object()), 2.0)
+    assert log.find(log.idOf(stream, 0), 100.0) == (stream, 0)
+
+
+def test_small_last_answers_are_bounded_in_number() -> None:
+    """The bound in bytes let 300 s of them be kept, and each call looked through all."""
+    log = EventLog(Limits(max_logged_events=10))
+    ids = [log.append(log.open(object()), b"x", 1.0, final=True) for _ in range(100)]
+    assert len(log) == 10
+    assert [log.find(id, 1.0) is not None for id in ids] == [False] * 90 + [True] * 10
