@@ -91,14 +91,17 @@ class GatewayApp:
     def _sse(self, name: str | None, path: str) -> IResource:
         sse = self._sseOf(name)
         if sse is None:
-            return self._refusing(refusals.unknownServer())
+            return self._refusing(self._noSSE(name))
         return ProxyResource(lambda exchange: sse.serveStream(exchange, path.encode()))
 
     def _messages(self, name: str | None, path: str) -> IResource:
         sse = self._sseOf(name)
         if sse is None:
-            return self._refusing(refusals.unknownServer())
+            return self._refusing(self._noSSE(name))
         return ProxyResource(lambda exchange: sse.serveMessages(exchange, path.encode()))
+
+    def _noSSE(self, name: str | None) -> Refusal:
+        return refusals.notFound() if name in self.mounts else refusals.unknownServer()
 
     def _sseOf(self, name: str | None) -> SSEProxy | None:
         mount = self.mounts.get(name) if name is not None else None

@@ -35,7 +35,7 @@ from gateway.guard.hosts import HostGuard
 from gateway.guard.policy import AllowAll, IPolicy
 from gateway.links.interfaces import IServer
 from gateway.links.process import Reaper
-from gateway.observe.observer import IObserver, NullObserver
+from gateway.observe.observer import BoundReached, IObserver, NullObserver
 from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
@@ -232,6 +232,7 @@ class GatewayService(Service):
         until = self._clock.seconds() + shared.limits.drain_grace
         while any(session.running for session in shared.registry):
             if self._clock.seconds() >= until:
+                self._observer.observed(BoundReached("drain_grace"))
                 break
             await deferLater(self._clock, _LOOK)
         await _all([shared.registry.end(session, "shutdown") for session in shared.registry])

@@ -201,11 +201,12 @@ def test_a_stream_that_attaches_and_takes_nothing_sets_the_deadlines_running() -
     bench = Bench(ScriptedServer(timeout=10.0)).opened()
     target = bench.ask(streams=False)
     bench.server.newest.push(b'{"jsonrpc":"2.0","id":"q","method":"roots/list"}')
-    bench.clock.advance(20.0)
+    bench.clock.advance(15.0)
     assert not target.answers
-    stream = MemoryTarget(takes=False)
-    bench.relay.attach(stream)
-    bench.clock.advance(10.0)
+    bench.relay.attach(MemoryTarget(takes=False))
+    bench.clock.advance(9.9)
+    assert not target.answers
+    bench.clock.advance(0.1)
     assert target.reason == "timeout"
     bench.end()
 
@@ -483,21 +484,29 @@ def test_what_still_comes_on_the_lost_link_is_taken_and_the_link_closed_at_last(
     bench, first = http()
     stays, lost = bench.ask(1), bench.ask(2)
     one, two = first.of("tools/call")
+    links = [first]
     first.settle(two, status=404)
-    second = bench.server.newest
-    second.accept(second.sent[0])
-    first.reply(one)
-    assert stays.json["id"] == 1 and not first.closed
-    again = second.last("tools/call")
-    second.reply(again)
+
+    def loseNext() -> None:
+        link = bench.server.newest
+        assert isinstance(link, ScriptedHTTPLink)
+        links.append(link)
+        link.accept(link.sent[0])
+        link.reply(link.last("tools/call"))
+        bench.ask(3)
+        link.settle(link.last("tools/call"), status=404)
+
+    loseNext()
     assert lost.json["id"] == 2
+    assert [link.closed for link in links] == [False, False], "a call waits on the first"
+    first.reply(one)
+    assert stays.json["id"] == 1
     # The next loss closes what nobody waits for any more.
-    bench.ask(3)
-    second.settle(second.last("tools/call"), status=404)
-    assert first.closed and not second.closed
+    loseNext()
+    assert [link.closed for link in links] == [True, True, False]
     bench.server.newest.accept(bench.server.newest.sent[0])
     bench.end()
-    assert second.closed
+    assert links[2].closed
 
 
 @pytest.mark.acceptance(65)

@@ -23,6 +23,7 @@ Only the one origin of the configured URL can be connected to.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -183,6 +184,7 @@ class _Connection(ProtocolWrapper):
 
     def _bound(self, size: int) -> None:
         if size > self.factory.owner.limits.max_upstream_head:
+            self.factory.owner.bounded("max_upstream_head")
             raise BadHead("the head is too large")
 
     def connectionLost(self, reason: Any = None) -> None:
@@ -246,6 +248,7 @@ class _Endpoint:
 
         def expired() -> None:
             late.append(True)
+            self._owner.bounded("connect_timeout")
             done.cancel()
 
         def ended(result: Any) -> Any:
@@ -280,6 +283,7 @@ class Connections:
     uri: the configured URL.
     reactor: connects; clock: measures every time.
     policy: whom to trust over TLS; Agent's own default without.
+    bounded: told the name of each limit that is reached.
     agent: the Agent over these connections: persistent ones, no retries, no redirects, no
         cookies, no decoding.
     """
@@ -289,6 +293,7 @@ class Connections:
     reactor: Any
     clock: IReactorTime
     policy: IPolicyForHTTPS = field(factory=BrowserLikePolicyForHTTPS)
+    bounded: Callable[[str], None] = field(kw_only=True, default=lambda limit: None)
     agent: Agent = field(init=False)
     _pool: HTTPConnectionPool = field(init=False)
     _endpoint: _Endpoint = field(init=False)

@@ -82,6 +82,9 @@ class IChildOwner(Protocol):
     def exited(self, status: int | None) -> None:
         """It exited; nothing is received any more. status: None where a signal ended it."""
 
+    def outlived(self, limit: str) -> None:
+        """It did not end within this wait; harsher means are next."""
+
     def vanished(self) -> None:
         """Nothing is left of it or its group."""
 
@@ -267,9 +270,14 @@ class Child(ProcessProtocol):
 
     def _terminate(self) -> None:
         self._cancelStage()
+        self._owner.outlived("eof_wait")
         self._termed = True
         self._signal(signal.SIGTERM)
-        self._stage = self._clock.callLater(self._limits.term_wait, self._kill)
+        self._stage = self._clock.callLater(self._limits.term_wait, self._overdue)
+
+    def _overdue(self) -> None:
+        self._owner.outlived("term_wait")
+        self._kill()
 
     def _kill(self) -> None:
         self._cancelStage()

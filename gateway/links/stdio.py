@@ -214,6 +214,10 @@ class StdioLink:
             )
         self._lost(reason, message)
 
+    def outlived(self, limit: str) -> None:
+        """The child did not end in time."""
+        self._parts.observer.observed(BoundReached(limit, self._parts.name))
+
     def vanished(self) -> None:
         """Nothing is left of the child."""
         if not self.gone.called:

@@ -73,8 +73,9 @@ class Channel:
         if self.log is None or self._numbered is None:
             raise ValueError("this channel has no log")
         lost, kept = self.log.after(self._numbered, number)
+        self.log.resumed(self._numbered)
         if lost:
-            self.shared.observer.observed(BoundReached("max_logged_events", self.server))
+            self.shared.observer.observed(BoundReached(lost, self.server))
             stream.write(comment(b"gap: events before the next one are no longer kept"))
         for id, data in kept:
             stream.write(encodeEvent(data, id=id))
@@ -82,6 +83,12 @@ class Channel:
             stream.close()
         else:
             self.stream = stream
+
+    def cut(self) -> None:
+        """The connection is gone, and what the channel was for goes elsewhere now."""
+        self.stream = None
+        if self.log is not None and self._numbered is not None:
+            self.log.cut(self._numbered, self.shared.clock.seconds())
 
     # A relay's target.
 

@@ -245,7 +245,7 @@ class _Gets:
 
         def closed() -> None:
             if channel.stream is stream:
-                channel.stream = None
+                channel.cut()
                 relay.detach(channel)
             relay.readerClosed(stream)
             session.streamClosed(shared.clock.seconds())

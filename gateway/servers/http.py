@@ -28,7 +28,7 @@ from gateway.links.interfaces import (
     Reason,
 )
 from gateway.links.streamable_http import StreamableHTTPLink
-from gateway.observe.observer import IObserver
+from gateway.observe.observer import BoundReached, IObserver
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.headers import configuredHeaders
@@ -70,7 +70,9 @@ class HTTPServer:
         uri = parseURL(settings.url)
         agent = self.agent
         if agent is None:
-            self._connections = Connections(uri, self.limits, self.reactor, self.clock)
+            self._connections = Connections(
+                uri, self.limits, self.reactor, self.clock, bounded=self._bounded
+            )
             agent = cast(IAgent, self._connections.agent)
         self._client = HTTPClient(
             agent,
@@ -119,6 +121,9 @@ class HTTPServer:
             link.losing(Reason.SHUTTING_DOWN, "the gateway is shutting down")
         closing = gatherResults([link.close() for link in links], consumeErrors=True)
         return closing.addCallback(lambda _: self._disconnect())
+
+    def _bounded(self, limit: str) -> None:
+        self.observer.observed(BoundReached(limit, self.name))
 
     def _disconnect(self) -> Deferred[None]:
         self._client.abort()

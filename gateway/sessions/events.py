@@ -31,7 +31,8 @@ class NumberedStream:
 
     owner: whatever serves the stream, for whoever finds it by an event id.
     last: the number of its last event. ended: whether there will be no more.
-    kept: how many of its events are kept. forgotten: the number of the newest that is not.
+    kept: how many of its events are kept. forgotten: the number of the newest that is not, and
+    bound: the limit for which.
     """
 
     number: int
@@ -40,6 +41,7 @@ class NumberedStream:
     ended: bool = False
     kept: int = 0
     forgotten: int = 0
+    bound: str = ""
 
 
 @define(eq=False)
@@ -64,6 +66,7 @@ class EventLog:
     _finals: int = field(default=0, init=False)
     _finalBytes: int = field(default=0, init=False)
     _opened: int = field(default=0, init=False)
+    _cut: dict[NumberedStream, float] = field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._events)
@@ -102,6 +105,25 @@ class EventLog:
         stream.ended = True
         self._tidy(stream)
 
+    def cut(self, stream: NumberedStream, now: float) -> None:
+        """
+        The connection of a stream is gone, and what it was for goes elsewhere.
+
+        It can be resumed for `logged_for` seconds; of too many such streams the first is left.
+        """
+        if stream.number in self._streams:
+            self._cut[stream] = now + self.limits.logged_for
+        if len(self._cut) > self.limits.max_logged_events:
+            self._leave(next(iter(self._cut)))
+
+    def resumed(self, stream: NumberedStream) -> None:
+        """It has a connection again."""
+        self._cut.pop(stream, None)
+
+    def _leave(self, stream: NumberedStream) -> None:
+        del self._cut[stream]
+        self.close(stream)
+
     def find(self, id: bytes, now: float) -> tuple[NumberedStream, int] | None:
         """The stream an event id names and the event's number; None for anything not ours."""
         self.expire(now)
@@ -116,39 +138,46 @@ class EventLog:
             return None
         return stream, number
 
-    def after(self, stream: NumberedStream, number: int) -> tuple[bool, list[tuple[bytes, bytes]]]:
+    def after(self, stream: NumberedStream, number: int) -> tuple[str, list[tuple[bytes, bytes]]]:
         """
         What came on a stream after an event.
 
-        Returns: whether something of it is no longer kept, and the rest as (id, data).
+        Returns: the limit for which something of it is no longer kept, "" if all is kept; and
+            what is kept, as (id, data).
         """
         kept = [
             (self.idOf(stream, event.number), event.data)
             for event in self._events
             if event.stream is stream and event.number > number
         ]
-        return stream.forgotten > number, kept
+        return stream.bound if stream.forgotten > number else "", kept
 
     def expire(self, now: float) -> None:
         """Let go of what was kept long enough."""
         while self._events and self._events[0].until <= now:
-            self._drop(self._events.popleft())
+            self._drop(self._events.popleft(), "logged_for")
+        while self._cut and next(iter(self._cut.values())) <= now:
+            self._leave(next(iter(self._cut)))
 
     def _bound(self) -> None:
         limits = self.limits
-        while self._count > limits.max_logged_events or self._bytes > limits.max_logged_bytes:
-            self._dropFirst(final=False)
-        while self._finals > limits.max_logged_events or self._finalBytes > limits.max_answer:
-            self._dropFirst(final=True)
+        while self._count > limits.max_logged_events:
+            self._dropFirst("max_logged_events", final=False)
+        while self._bytes > limits.max_logged_bytes:
+            self._dropFirst("max_logged_bytes", final=False)
+        while self._finals > limits.max_logged_events:
+            self._dropFirst("max_logged_events", final=True)
+        while self._finalBytes > limits.max_answer:
+            self._dropFirst("max_answer", final=True)
 
-    def _dropFirst(self, *, final: bool) -> None:
+    def _dropFirst(self, bound: str, *, final: bool) -> None:
         for event in self._events:
             if event.final is final:
                 self._events.remove(event)
-                self._drop(event)
+                self._drop(event, bound)
                 return
 
-    def _drop(self, event: _Logged) -> None:
+    def _drop(self, event: _Logged, bound: str) -> None:
         if event.final:
             self._finals -= 1
             self._finalBytes -= len(event.data)
@@ -157,6 +186,7 @@ class EventLog:
             self._bytes -= len(event.data)
         event.stream.kept -= 1
         event.stream.forgotten = max(event.stream.forgotten, event.number)
+        event.stream.bound = bound
         self._tidy(event.stream)
 
     def _tidy(self, stream: NumberedStream) -> None:
