@@ -76,6 +76,11 @@ class _Running:
     ports: list[IListeningPort] = field(factory=list)
     connections: list[Connections] = field(factory=list)
 
+    def busy(self) -> bool:
+        """Whether a call runs."""
+        sessions = any(session.running for session in self.shared.registry)
+        return sessions or any(proxy.running() for proxy in self.proxies)
+
 
 class GatewayService(Service):
     """
@@ -230,7 +235,7 @@ class GatewayService(Service):
         shared.accepting = False
         await _all([port.stopListening() for port in run.ports])
         until = self._clock.seconds() + shared.limits.drain_grace
-        while any(session.running for session in shared.registry):
+        while run.busy():
             if self._clock.seconds() >= until:
                 self._observer.observed(BoundReached("drain_grace"))
                 break
@@ -239,7 +244,14 @@ class GatewayService(Service):
         await _all([Deferred.fromCoroutine(proxy.stop()) for proxy in run.proxies])
         await _all([server.drain() for server in run.servers])
         await run.reaper.close()
-        await _all([connections.hangUp() for connections in run.connections])
+        patience = shared.limits.hang_up_wait
+        reached = BoundReached("hang_up_wait")
+        await _all(
+            [
+                one.hangUp(self._clock, patience, lambda: self._observer.observed(reached))
+                for one in run.connections
+            ]
+        )
         shared.pulse.stop()
         self.state = State.STOPPED
 

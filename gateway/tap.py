@@ -11,11 +11,13 @@ ours; there it makes the reactor's clock monotonic.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import (
     FilteringLogObserver,
@@ -49,10 +51,10 @@ class Options(usage.Options):
         "Serves MCP servers over Streamable HTTP and HTTP+SSE. With --config the servers of the "
         "file, with a URL or a command that one server, with nothing an embedded demo server."
     )
-    optParameters = [
+    optParameters: ClassVar = [
         ["config", "c", None, "Serve the mcpServers of this JSON or TOML file."],
     ]
-    optFlags = [
+    optFlags: ClassVar = [
         ["check", None, "Check the configuration, start nothing."],
         ["allow-public", None, "Listen on a public address without authentication."],
     ]
@@ -165,8 +167,15 @@ def main(words: Sequence[str] | None = None) -> None:
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     service.privilegedStartService()
     service.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.addSystemEventTrigger("before", "shutdown", _stop, service)
     reactor.run()
+
+
+def _stop(service: GatewayService) -> Deferred[None]:
+    """Stop; another signal does not wait for that. Children left then are the reaper's."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    return service.stopService()
 
 
 if __name__ == "__main__":

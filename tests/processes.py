@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,8 @@ class Process(ProcessProtocol):
         self.ended.callback(code)
 
     def kill(self, sig: int = signal.SIGTERM) -> None:
-        try:
+        with suppress(ProcessExitedAlready):
             self.transport.signalProcess(sig)
-        except ProcessExitedAlready:
-            pass
 
 
 def start(argv: Sequence[str], environ: dict[str, str] | None = None, cwd: str = "") -> Process:

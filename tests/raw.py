@@ -470,7 +470,7 @@ class Stack:
             if not client.ended.called:
                 client.reset()
                 await client.ended
-        await self._connections.hangUp()
+        await self._connections.hangUp(self.clock, 5.0)
         self.shared.pulse.stop()
 
 

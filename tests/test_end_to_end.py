@@ -244,6 +244,7 @@ async def test_stopping_answers_what_runs_and_leaves_no_child(live: Start) -> No
     assert (await hanging).reason == "shutting_down"
     await stopping
     assert gateway.service.state is State.STOPPED
+    assert "drain_grace" in gateway.recorder.bounds
     assert not alive(pid)
 
 

@@ -51,6 +51,7 @@ REACHED = {
     "heartbeat": "test_streamable_proxy.test_acceptance_80_aCommentEvery15Seconds",
     "cancel_wait": "test_limits.test_aCancelledCallEndsSoon",
     "queue_wait": "test_transparent_proxy.test_acceptance_28_202OnceTheServerTookItOrAfterASecond",
+    "hang_up_wait": "test_faults.test_stopping_waits_for_no_reader_that_does_not_read",
     "drain_grace": "test_end_to_end.test_stopping_answers_what_runs_and_leaves_no_child",
     "max_line": "test_stdio_link.test_acceptance_51_a_line_without_end",
     "max_stdin_messages": "test_stdio_link.test_acceptance_50_a_child_that_stops_reading",
@@ -83,10 +84,21 @@ def test_everyBoundIsReached() -> None:
     assert set(REACHED) == {field.name for field in attrs.fields(Limits)}
 
 
+WITHOUT_EVENT = {
+    "retry_after": "a value the caller is told, not a bound",
+    "heartbeat": "an interval: nothing is refused or ended",
+    "head_wait": "an interval: the answer goes on, as a stream",
+    "max_json_answer_stream": "a choice of form: nothing is refused or ended",
+}
+"""Fields that need no event, and why."""
+
+
 @pytest.mark.parametrize("bound", REACHED)
-def test_byATestThatIsThere(bound: str) -> None:
+def test_byATestThatIsThereAndSeesTheEvent(bound: str) -> None:
     module, _, name = REACHED[bound].rpartition(".")
-    assert name in namesIn(module)
+    source = namesIn(module)[name]
+    if bound not in WITHOUT_EVENT:
+        assert f'"{bound}"' in source or f"'{bound}'" in source or "[bound]" in source
 
 
 async def session(
@@ -235,12 +247,11 @@ async def test_messagesWithoutAStream(start: Start) -> None:
 
 @pytest.mark.acceptance(76)
 @pytest.mark.parametrize(
-    "limits",
-    [Limits(max_logged_events=2), Limits(max_logged_bytes=200), Limits(logged_for=10)],
-    ids=["max_logged_events", "max_logged_bytes", "logged_for"],
+    ("bound", "value"), [("max_logged_events", 2), ("max_logged_bytes", 200), ("logged_for", 10)]
 )
 @pytest_twisted.ensureDeferred
-async def test_acceptance_76_whatIsKeptOfAStream(start: Start, limits: Limits) -> None:
+async def test_acceptance_76_whatIsKeptOfAStream(start: Start, bound: str, value: int) -> None:
+    limits = Limits(**{bound: value})
     stack, server, named = await session(start, limits, revision="2025-11-25")
     client, sent = await call(stack, server.newest, named)
     await client.head()
@@ -258,7 +269,7 @@ async def test_acceptance_76_whatIsKeptOfAStream(start: Start, limits: Limits) -
     gap = await again.chunk()
     assert gap is not None and gap.startswith(b": gap")
     assert (await again.message())["params"]["data"] in ("2", "3")
-    assert stack.observer.bounds == ["max_logged_events"]
+    assert stack.observer.bounds == [bound]
     server.newest.reply(sent, b'"final"')
     message = await again.message()
     while "result" not in message:
@@ -282,6 +293,7 @@ async def test_aCancelledCallEndsSoon(start: Start) -> None:
     failed = await client.response()
     assert (failed.status, failed.json["id"]) == (200, "x")
     assert failed.json["error"]["data"]["reason"] == "cancelled"
+    assert stack.observer.bounds == ["cancel_wait"]
 
 
 @pytest.mark.acceptance(72)
@@ -307,6 +319,7 @@ async def test_acceptance_72_anUpstreamsHead(start: Start) -> None:
     assert (failed.status, failed.json["id"]) == (200, 7)
     assert failed.json["error"]["data"]["reason"] == "bad_answer"
     assert "127.0.0.1" not in failed.body.decode()
+    assert stack.observer.bounds == ["max_upstream_head"]
     await stack.shared.registry.end(next(iter(stack.shared.registry)), "shutdown")
     await server.drain()
     await upstream.close()
@@ -330,4 +343,4 @@ async def test_acceptance_48_whatDiesYoungIsMadeAgainMoreAndMoreRarely(start: St
         server.newest.reply(server.newest.last("tools/call"))
         assert (await client.head()).status == 200
         assert not live.running
-    assert stack.observer.bounds == []
+    assert stack.observer.bounds == ["respawn_first"] * 2 + ["respawn_last"] * 2

@@ -21,6 +21,14 @@ async def client(kind: str, url: str, mode: str) -> dict[str, object]:
     return json.loads(process.out)
 
 
+def writeConfig(path: Path, url: str) -> None:
+    servers = {
+        "child": {"command": sys.executable, "args": [FIXTURE, "--stdio"]},
+        "behind": {"url": url},
+    }
+    path.write_text(json.dumps({"mcpServers": servers}))
+
+
 @pytest_twisted.async_yield_fixture(scope="module")
 async def fixture() -> AsyncIterator[str]:
     """The fixture server over HTTP."""
@@ -34,12 +42,8 @@ async def fixture() -> AsyncIterator[str]:
 @pytest_twisted.async_yield_fixture(scope="module")
 async def gateway(fixture: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A gateway in front of it, over stdio and over HTTP."""
-    config: Path = tmp_path_factory.mktemp("gateway") / "servers.json"
-    servers = {
-        "child": {"command": sys.executable, "args": [FIXTURE, "--stdio"]},
-        "behind": {"url": fixture},
-    }
-    config.write_text(json.dumps({"mcpServers": servers}))
+    config = tmp_path_factory.mktemp("gateway") / "servers.json"
+    writeConfig(config, fixture)
     running = await startGateway("--config", str(config))
     yield running.base
     assert await running.stop() == 0

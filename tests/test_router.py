@@ -400,7 +400,7 @@ def test_server_requests_other_than_ping_wait_for_initialized() -> None:
     initialized = notify("notifications/initialized")
     effects = router.notification(initialized, 1.0)
     assert only(effects, Forward)[0].message is initialized
-    assert isinstance(effects[0], Changed) and router.record.initialized
+    assert isinstance(effects[1], Changed) and router.record.initialized
     (told,) = only(effects, Deliver)
     assert told.target is stream and told.message.method == "roots/list"
     assert dropped(router.notification(initialized, 1.0)) == ["initialized_twice"]

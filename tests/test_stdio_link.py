@@ -703,10 +703,12 @@ async def test_acceptance_58_stubborn_with_grandchildren(bench: Make, tmp_path: 
     again = link.close()
     clock.advance(1.9)
     clock.advance(0.2)
+    assert BoundReached("eof_wait", one.server.name) in one.observed.events
     clock.advance(4.7)
-    await deferLater(reactor, 0.1)
     assert alive(child) and alive(grandchild)
+    assert BoundReached("term_wait", one.server.name) not in one.observed.events
     clock.advance(0.3)
+    assert BoundReached("term_wait", one.server.name) in one.observed.events
     await gone(child)
     await gone(grandchild)
     while not (closing.called and again.called):

@@ -395,12 +395,14 @@ async def test_a_failed_handshake_gives_its_session_back(bench: Bench) -> None:
 def test_a_connect_that_takes_too_long() -> None:
     clock, memory = Clock(), MemoryReactorClock()
     settings = HTTPSettings(name="up", url="http://127.0.0.1:9/mcp")
-    server = HTTPServer(settings, Limits(), memory, clock, Observer())
+    observer = Observer()
+    server = HTTPServer(settings, Limits(), memory, clock, observer)
     failures: list[Any] = []
     server.link(HELLO, Listener(), CONTEXT).addErrback(failures.append)
     assert len(memory.tcpClients) == 1
     clock.advance(Limits().connect_timeout)
     assert failures[0].value.reason is Reason.UPSTREAM_UNREACHABLE
+    assert BoundReached("connect_timeout", "up") in observer.events
     assert clock.getDelayedCalls() == []
 
 

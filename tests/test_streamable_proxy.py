@@ -472,6 +472,38 @@ async def test_acceptance_28_aFullQueueIs503(start: Start) -> None:
     assert (await it.ask(rpc("notifications/roots/list_changed"))).status == 202
 
 
+@pytest.mark.acceptance(28)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_28_whatWasRefusedMayBeSentAgain(start: Start) -> None:
+    server = AnsweringServer("one")
+    stack = await start({"one": server})
+    it = Bench(stack, server, await stack.open(sampling={}))
+    server.answers = False
+    client, sent = await it.call()
+    it.link.push(b'{"jsonrpc":"2.0","id":"s-1","method":"sampling/createMessage","params":{}}')
+    await client.head()
+    asked = await client.message()
+    body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {}}).encode()
+    it.link.full = True
+    assert (await it.ask(body)).status == 503
+    it.link.full = False
+    assert it.link.of("") == []
+    assert (await it.ask(body)).status == 202
+    assert [response.id for response in it.link.of("")] == [b'"s-1"']
+    it.link.reply(sent)
+    assert (await client.message())["id"] == 7
+    # So may the notification that others wait for.
+    greeted = await stack.ask(b"POST", b"/mcp", hello())
+    id = greeted.header(b"mcp-session-id")
+    assert id is not None
+    it = Bench(stack, server, id)
+    it.link.full = True
+    assert (await it.ask(rpc("notifications/initialized"))).status == 503
+    it.link.full = False
+    assert (await it.ask(rpc("notifications/initialized"))).status == 202
+    assert len(it.link.of("notifications/initialized")) == 1
+
+
 @pytest_twisted.ensureDeferred
 async def test_aServersRequestIsAnsweredByPost(start: Start) -> None:
     server = AnsweringServer("one")

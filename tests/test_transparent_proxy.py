@@ -319,6 +319,7 @@ async def test_acceptance_28_202OnceTheServerTookItOrAfterASecond(start: Start) 
     assert slow.unread == b""
     it.stack.pass_(0.2)
     assert (await slow.response()).status == 202
+    assert it.stack.observer.bounds == ["queue_wait"]
     it.link.full = True
     assert (await it.ask(body)).status == 503
 

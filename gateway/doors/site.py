@@ -10,10 +10,12 @@ comes after the limit is thrown away unread, and the ladder answers 413.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
@@ -94,11 +96,29 @@ class Connections(WrappingFactory):
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
 
-    def hangUp(self) -> Deferred[None]:
-        """Close every connection once what is written has gone out. Fires when all are gone."""
+    def hangUp(
+        self, clock: IReactorTime, patience: float, onCut: Callable[[], None] = lambda: None
+    ) -> Deferred[None]:
+        """
+        Close every connection once what is written has gone out, and cut those whose client
+        does not read it within `patience` seconds; `onCut` is called then. Fires when all are
+        gone.
+        """
         if not self.protocols:
             return succeed(None)
         emptied = self._emptied = Deferred()
+
+        def cut() -> None:
+            onCut()
+            for connection in list(self.protocols):
+                connection.abortConnection()
+
+        def gone(_: None) -> None:
+            if cutting.active():
+                cutting.cancel()
+
+        cutting = clock.callLater(patience, cut)
+        emptied.addCallback(gone)
         for connection in list(self.protocols):
             connection.loseConnection()
         return emptied

@@ -81,7 +81,10 @@ class Limits:
     head_wait: float = _bound(10.0, "seconds", "the answer becomes an event stream")
     heartbeat: float = _bound(15.0, "seconds", "a comment on every open stream")
     cancel_wait: float = _bound(1.0, "seconds", "`cancelled` for the call")
-    queue_wait: float = _bound(1.0, "seconds", "503 for a notification or response")
+    queue_wait: float = _bound(1.0, "seconds", "202 for a notification or response on its way")
+    hang_up_wait: float = _bound(
+        5.0, "seconds", "at the end, the connection of who does not read is cut"
+    )
     drain_grace: float = _bound(30.0, "seconds", "`shutting_down` for what still runs")
 
     max_line: int = _bound(

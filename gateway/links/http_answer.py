@@ -93,6 +93,17 @@ class Stream:
         if not self.held and self.outgoing is not None:
             self.outgoing.resume()
 
+    def expect(self, seconds: float) -> None:
+        """Give the server so long to answer, then call `lingered`."""
+        if not self.gone and self._timer is None:
+            self._timer = self.around.clock.callLater(seconds, self._expired)
+
+    def answered(self) -> None:
+        """What was expected came."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
     def leave(self) -> None:
         """Say nothing more."""
         if not self.told:
@@ -211,9 +222,7 @@ class Stream:
         if self.gone:
             return
         self.gone = True
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        self.answered()
         self.around.onGone(self)
 
     def _expired(self) -> None:

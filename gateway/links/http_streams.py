@@ -198,6 +198,7 @@ class NoteStream(_Post):
     """The POST of a notification or response; without an origin nobody is told its end."""
 
     def headReceived(self, head: ResponseHead) -> None:
+        self.answered()
         if head.status >= 300:
             self.refusal(head)
             return
@@ -206,6 +207,11 @@ class NoteStream(_Post):
         self.linger()
         if self.origin is not None:
             self.listener.accepted(self.origin)
+
+    def lingered(self) -> None:
+        if not self.told and not self._status:
+            self.settle(UNKNOWN)
+        super().lingered()
 
     def tooLarge(self) -> None:
         if not self.told:

@@ -78,6 +78,8 @@ class StreamableHTTPLink:
     """The streams that messages still come on, by call or origin."""
     _streams: set[Stream] = field(factory=set, init=False)
     around: Surroundings = field(init=False)
+    _patience: float = field(default=60.0, init=False)
+    """Seconds a server gets to accept a notification: as many as for the handshake."""
     _holding: bool = field(default=False, init=False)
     _full: bool = field(default=False, init=False)
     _context: CallContext | None = field(default=None, init=False)
@@ -107,6 +109,7 @@ class StreamableHTTPLink:
         Fires when the link is up; what the server sent before its answer is told after that.
         Fails with LinkFailed. Cancelling gives it up. A link that failed is closed.
         """
+        self._patience = timeout
         self._handshake = Handshake(self, timeout)
         return self._handshake.start(hello, context)
 
@@ -122,6 +125,9 @@ class StreamableHTTPLink:
         else:
             stream = NoteStream(around=self.around, listener=self.listener, origin=call)
         if self._open(stream, b"POST", (_ACCEPT, _JSON), context, message.encode()):
+            if isinstance(stream, NoteStream):
+                # Nobody waits for it, so it has no other deadline.
+                stream.expect(self._patience)
             return True
         self._full = True
         return False

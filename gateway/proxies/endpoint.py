@@ -74,6 +74,10 @@ class StreamableEndpoint:
         """Whether a session that was just opened is one in name only, and is not kept."""
         return False
 
+    def running(self) -> bool:
+        """Whether calls run that belong to no session of the registry."""
+        return False
+
     async def stop(self) -> None:
         """Let go of what belongs to no session. The sessions are the registry's to end."""
 

@@ -36,7 +36,7 @@ class StreamableProxy(StreamableEndpoint):
         found = None
         if relay.events is not None:
             found = relay.events.find(last, self.shared.clock.seconds())
-        if found is None:
+        if found is None or relay.events is None or relay.events.exhausted(*found):
             refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
             self.ladder.refuse(exchange, refusal, "link")
             return

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 import gateway
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.observe.observer import MessageDropped
 from gateway.proxies.channel import Channel
 from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Admitted
@@ -55,15 +56,28 @@ class TransparentProxy(StreamableEndpoint):
     # A server without sessions.
 
     def withoutSession(self, admitted: Admitted) -> None:
+        message = admitted.message
+        if message is not None and message.method == "notifications/cancelled":
+            # The link is everybody's, and so are small ids: it could be another client's call.
+            self.shared.observer.observed(MessageDropped(self.server.name, "stray_cancel"))
+            admitted.exchange.answer(202, ())
+            return
         flow = Deferred.fromCoroutine(self._withoutSession(admitted))
         flow.addErrback(partial(self.broke, admitted.exchange))
 
     async def _withoutSession(self, admitted: Admitted) -> None:
         exchange, message = admitted.exchange, admitted.message
         version = (exchange.head.header(b"mcp-protocol-version") or b"").decode("latin-1")
-        relay = self._commonRelay(version if version in LEGACY else LEGACY[0], admitted.context)
+        revision = version if version in LEGACY else LEGACY[0]
+        relay = self._commonRelay(revision, admitted.context)
         try:
-            link = await relay.acquire()
+            try:
+                link = await relay.acquire()
+            except SessionOver:
+                # It came back as another server; to nobody was the first one promised.
+                await self._drop(relay)
+                relay = self._commonRelay(revision, admitted.context)
+                link = await relay.acquire()
         except LinkFailed as error:
             if message is None or message.kind is not Kind.REQUEST:
                 exchange.answer(202, ())
@@ -101,13 +115,16 @@ class TransparentProxy(StreamableEndpoint):
         self._common[revision] = relay
         return relay
 
+    def running(self) -> bool:
+        return any(relay.session.running for relay in self._common.values())
+
     async def stop(self) -> None:
         for relay in list(self._common.values()):
-            await self._drop(relay)
+            await self._drop(relay, "shutdown")
 
-    async def _drop(self, relay: Relay) -> None:
+    async def _drop(self, relay: Relay, reason: str = "dismissed") -> None:
         self._common = {key: kept for key, kept in self._common.items() if kept is not relay}
-        await relay.dismiss()
+        await relay.dismiss(reason)
 
     # GET
 
@@ -118,9 +135,14 @@ class TransparentProxy(StreamableEndpoint):
     async def _get(self, admitted: Admitted, relay: Relay) -> None:
         """The client's stream is the server's; where the server has none, there is none."""
         exchange = admitted.exchange
-        gone: list[bool] = []
-        exchange.onGone = lambda: gone.append(True)
         feed = Channel(self.shared, self.server.name)
+        gone: list[bool] = []
+
+        def left() -> None:
+            gone.append(True)
+            self.getClosed(relay, feed)
+
+        exchange.onGone = left
         link = await self._listen(admitted, relay, feed)
         exchange.onGone = None
         if relay.session.ended:

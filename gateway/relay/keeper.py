@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Hello, ILink, ILinkListener, IServer, LinkFailed
-from gateway.observe.observer import IObserver, LinkLost, LinkOpened
+from gateway.observe.observer import BoundReached, IObserver, LinkLost, LinkOpened
 from gateway.wire.context import CallContext
 from gateway.wire.refusals import Reason
 
@@ -150,7 +150,10 @@ class LinkKeeper:
             delay = min(
                 self.limits.respawn_last,
                 self.limits.respawn_first * 2 ** min(self._youngDeaths - 1, 16),
-            ) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+            )
+            reached = "respawn_last" if delay == self.limits.respawn_last else "respawn_first"
+            self.observer.observed(BoundReached(reached, self.server.name))
+            delay *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
         self._youngDeaths += 1
         self._retryAt = self.clock.seconds() + delay
 

@@ -31,6 +31,7 @@ class Questions:
 
     _open: dict[bytes, Question] = field(factory=dict, init=False)
     _lastID: int = field(default=0, init=False)
+    _closed: tuple[bytes, Question] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -59,7 +60,16 @@ class Questions:
 
     def close(self, ours: bytes) -> Question:
         """It is answered, or void."""
-        return self._open.pop(ours)
+        question = self._open.pop(ours)
+        self._closed = ours, question
+        return question
+
+    def reopen(self, ours: bytes) -> bool:
+        """The question closed last is open after all. Returns whether this was it."""
+        if self._closed is None or self._closed[0] != ours:
+            return False
+        self._open[ours] = self._closed[1]
+        return True
 
     def overdue(self, now: float) -> list[bytes]:
         """The client's ids of those nobody waits for any longer."""

@@ -158,9 +158,9 @@ class Relay:
         self._keeper.hello = Hello(params)
         self.router.greeted()
 
-    async def dismiss(self) -> None:
+    async def dismiss(self, reason: str = "dismissed") -> None:
         """End a relay whose session is in no registry. Returns when its link is closed."""
-        self.session.ended = self.session.ended or "dismissed"
+        self.session.ended = self.session.ended or reason
         self._sessionEnded(self.session.ended)
         if self.closing is not None:
             await self.closing
@@ -234,14 +234,23 @@ class Relay:
             effects = self.router.notification(message, now)
         told: Deferred[bool] = succeed(True)
         for effect in effects:
-            if isinstance(effect, Forward) and self.sender.notes:
-                told = self.sender.note(effect.message, context)
-            elif isinstance(effect, Forward):
-                told = succeed(self.sender.send(effect.message, None, context))
+            if isinstance(effect, Forward):
+                following = self._tell(effect.message, context)
+                if following is None:
+                    self.router.notTaken(message, now)
+                    told = succeed(False)
+                else:
+                    told = following
             else:
                 self._do([effect])
         self._arm()
         return told
+
+    def _tell(self, message: Message, context: CallContext) -> Deferred[bool] | None:
+        """Send a notification or response; None if it was not taken."""
+        if self.sender.notes:
+            return self.sender.note(message, context)
+        return succeed(True) if self.sender.send(message, None, context) else None
 
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""

@@ -161,7 +161,7 @@ class Router:
             if self.record.initialized:
                 return [self._dropped("initialized_twice")]
             self.record.initialized = True
-            return [Changed(), Forward(message, None), *self._flush()]
+            return [Forward(message, None), Changed(), *self._flush()]
         return [Forward(message, None)]
 
     def response(self, message: Message, now: float) -> list[Effect]:
@@ -173,6 +173,17 @@ class Router:
         self._questions.close(message.id)
         self._resume(now)
         return [Forward(message.withID(question.id), None)]
+
+    def notTaken(self, message: Message, now: float) -> None:
+        """What was just forwarded was not taken: the client may send it again."""
+        if message.method == "notifications/initialized":
+            self.record.initialized = False
+        elif (
+            message.id is not None
+            and self._questions.reopen(message.id)
+            and self._pausedSince is None
+        ):
+            self._pausedSince = now
 
     def _cancelledByClient(self, message: Message, now: float) -> list[Effect]:
         id = message.param("requestId")
@@ -423,7 +434,11 @@ class Router:
             return []
         del self.calls[call.upstream]
         if call.cancelling is not None:
-            return [Forget(call), *self._failed(call, Reason.CANCELLED, "the call was cancelled")]
+            return [
+                Happened(BoundReached("cancel_wait", self.record.server)),
+                Forget(call),
+                *self._failed(call, Reason.CANCELLED, "the call was cancelled"),
+            ]
         cancelled = notification(
             "notifications/cancelled", requestId=call.upstream, reason=b'"timeout"'
         )

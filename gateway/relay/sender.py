@@ -127,18 +127,17 @@ class Sender:
             self.keeper.retire()
         self._wait(message, call, call.context)
 
-    def note(self, message: Message, context: CallContext) -> Deferred[bool]:
+    def note(self, message: Message, context: CallContext) -> Deferred[bool] | None:
         """
         Send a notification or response.
 
-        Fires with True once the server took it, `queue_wait` seconds from now at the latest;
-        with False if a queue is full.
+        Returns: fires with True once the server took it, `queue_wait` seconds from now at the
+            latest; None if a queue is full.
         """
         note = Note(message, context)
-        told: Deferred[bool] = Deferred()
         if not self.send(message, note, context):
-            told.callback(False)
-            return told
+            return None
+        told: Deferred[bool] = Deferred()
         self.followed(note).addCallback(lambda _: told.callback(True))
         return told
 
@@ -146,7 +145,7 @@ class Sender:
         """Fires once the server took a note that was sent, after `queue_wait` at the latest."""
         if note.taken.called:
             return note.taken
-        timer = self.clock.callLater(self.limits.queue_wait, note.done)
+        timer = self.clock.callLater(self.limits.queue_wait, self._waited, note)
         self._followed.add(note)
 
         def taken(_: None) -> None:
@@ -159,6 +158,10 @@ class Sender:
     def _taken(self) -> deque[tuple[Message, Call | Note | None, CallContext]]:
         outgoing, self._outgoing, self._held = self._outgoing, deque(), 0
         return outgoing
+
+    def _waited(self, note: Note) -> None:
+        self.observer.observed(BoundReached("queue_wait", self.name))
+        note.done()
 
     def _linked(self) -> None:
         outgoing = self._taken()

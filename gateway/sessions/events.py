@@ -152,6 +152,10 @@ class EventLog:
         ]
         return stream.bound if stream.forgotten > number else "", kept
 
+    def exhausted(self, stream: NumberedStream, number: int) -> bool:
+        """Whether nothing is kept, and nothing will come, on a stream after an event."""
+        return stream.ended and not self.after(stream, number)[1]
+
     def expire(self, now: float) -> None:
         """Let go of what was kept long enough."""
         while self._events and self._events[0].until <= now:

@@ -105,7 +105,8 @@ class Session:
 
     def overdue(self, now: float, limits: Limits) -> str:
         """Why no request may find the session any more: unused, idle, absolute; else ""."""
-        if self.opening:
+        if self.opening or self.record.transport == "sse":
+            # A handshake has a time-out of its own; over HTTP+SSE the session is its stream.
             return ""
         if now - self.created >= limits.session_absolute:
             return "absolute"
