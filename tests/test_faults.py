@@ -250,19 +250,24 @@ async def test_stopping_waits_for_no_reader_that_does_not_read(live: Start) -> N
 async def test_a_second_signal_ends_the_gateway_at_once() -> None:
     gateway = await startGateway("--", sys.executable, FAULTY)
     process = gateway.process
-    port = int(gateway.base.rpartition(":")[2])
-    client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), RawClient())
-    client.send(ask("POST", gateway.base, "", body=json.dumps(hello("2025-11-25")).encode()))
-    session = (await client.response()).header(b"mcp-session-id")
-    assert session is not None
-    hang = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hang"}}'
-    client.send(ask("POST", gateway.base, "", session.decode(), hang))
-    assert (await client.head()).status == 200
-    process.kill()
-    await process.line(r"TCP Port \d+ Closed")
-    process.kill()
-    await process.ended.addTimeout(10, reactor)
-    await client.ended
+    try:
+        port = int(gateway.base.rpartition(":")[2])
+        client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), RawClient())
+        client.send(ask("POST", gateway.base, "", body=json.dumps(hello("2025-11-25")).encode()))
+        session = (await client.response()).header(b"mcp-session-id")
+        assert session is not None
+        hang = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hang"}}'
+        client.send(ask("POST", gateway.base, "", session.decode(), hang))
+        assert (await client.head()).status == 200
+        process.kill()
+        await process.line(r"TCP Port \d+ Closed")
+        process.kill()
+        await process.ended.addTimeout(10, reactor)
+        await client.ended
+    finally:
+        if not process.ended.called:
+            process.kill(signal.SIGKILL)
+            await process.ended
     assert "Traceback" not in process.err
 
 
