@@ -10,14 +10,17 @@ import pytest_twisted
 from attrs import define
 from raw import AnsweringServer, Headers, NamedInHeader, Response, Stack, Start, hello, rpc
 from raw import start as start
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from gateway.guard.authentication import IAuthenticator, NotAuthenticated
 from gateway.guard.limits import Limits
 from gateway.guard.policy import Direction, IPolicy
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import RequestRefused
 from gateway.proxies.negotiation import accepts, isJSON
-from gateway.wire.context import CallContext
+from gateway.wire.context import ANONYMOUS, CallContext, Principal
+from gateway.wire.exchange import RequestHead
 from gateway.wire.revisions import LEGACY
 
 ALICE = (b"X-Who", b"alice")
@@ -683,3 +686,37 @@ async def test_whatBreaksIsCutAndSaysNothing(
 
 def test_theAnsweringServerIsAServer() -> None:
     assert IServer.providedBy(AnsweringServer("one"))
+
+
+@implementer(IAuthenticator)
+class TakesItsTime:
+    """Says who it is when the test lets it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[Principal]] = []
+
+    def authenticate(self, head: RequestHead) -> Deferred[Principal]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoLeavesWhileHeIsAuthenticatedClimbsNoFurther(start: Start) -> None:
+    slow = TakesItsTime()
+    stack, server = await started(start, authenticator=slow)
+    stays = await stack.send(b"GET", b"/sse", None)
+    leaves = await stack.send(b"GET", b"/sse", None)
+    await stack.until(lambda: len(slow.asked) == 2)
+    leaves.reset()
+    await leaves.ended
+    await stack.turns()
+    for asked in slow.asked:
+        asked.callback(ANONYMOUS)
+    assert (await stays.head()).status == 200
+    await stack.turns()
+    assert len(stack.shared.registry) == 1
+    refused = await stack.send(b"GET", b"/sse", None)
+    await stack.until(lambda: len(slow.asked) == 3)
+    slow.asked[2].errback(NotAuthenticated(b"Bearer"))
+    answer = await refused.response()
+    assert (answer.status, answer.header(b"www-authenticate")) == (401, b"Bearer")

@@ -142,10 +142,10 @@ class StdioLink:
         """See ILink. Also False once the link is over."""
         if self._state is not _State.OPEN:
             return False
-        if not self._child.write(message.encode() + b"\n"):
-            if self._child.full:
-                self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
+        if not self._child.write(message.encode() + b"\n") and self._child.full:
+            self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
             return False
+        # A child that is ending takes nothing more, but it is not busy: `lost` is about to say so.
         if call is not None and message.id is not None:
             self._calls[message.id] = call
         return True

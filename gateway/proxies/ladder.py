@@ -140,13 +140,25 @@ class Ladder:
         except NotAuthenticated as error:
             return self._notAuthenticated(exchange, error)
         if isinstance(principal, Deferred):
-            principal.addCallbacks(
-                lambda known: self._authenticated(exchange, entrance, known, then),
-                lambda failure: self._notAuthenticated(exchange, failure.value),
-            )
-            principal.addErrback(self._broke, exchange)
-            return None
+            return self._awaited(principal, exchange, entrance, then)
         return self._authenticated(exchange, entrance, principal, then)
+
+    def _awaited(
+        self, principal: Deferred[Principal], exchange: Exchange, entrance: Entrance, then: Then
+    ) -> None:
+        """Rung 5, where it takes time: whoever left meanwhile climbs no further."""
+        gone: list[bool] = []
+        exchange.onGone = lambda: gone.append(True)
+
+        def known(who: Principal) -> None:
+            exchange.onGone = None
+            if not gone:
+                self._authenticated(exchange, entrance, who, then)
+
+        principal.addCallbacks(
+            known, lambda failure: self._notAuthenticated(exchange, failure.value)
+        )
+        principal.addErrback(self._broke, exchange)
 
     def _notAuthenticated(self, exchange: Exchange, error: BaseException | None) -> None:
         if isinstance(error, NotAuthenticated):
