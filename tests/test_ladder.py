@@ -703,7 +703,7 @@ class TakesItsTime:
 @pytest_twisted.ensureDeferred
 async def test_whoLeavesWhileHeIsAuthenticatedClimbsNoFurther(start: Start) -> None:
     slow = TakesItsTime()
-    stack, server = await started(start, authenticator=slow)
+    stack, _ = await started(start, authenticator=slow)
     stays = await stack.send(b"GET", b"/sse", None)
     leaves = await stack.send(b"GET", b"/sse", None)
     await stack.until(lambda: len(slow.asked) == 2)
