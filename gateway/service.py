@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import define, field
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import deferLater
@@ -112,6 +112,7 @@ class GatewayService(Service):
         self._observer = observer or NullObserver()
         self._store = store or MemoryStore()
         self._run: _Running | None = None
+        self._stopped: list[Deferred[None]] = []
         self._log = Logger()
 
     # Starting.
@@ -120,18 +121,24 @@ class GatewayService(Service):
         """
         Listen, so that a taken port is known before anything else is started.
 
-        Raises: twisted.internet.error.CannotListenError.
+        Raises: twisted.internet.error.CannotListenError; RuntimeError while it still drains.
         """
+        self._mayStart()
         super().privilegedStartService()
         if self._run is None:
             self._start()
 
     def startService(self) -> None:
         """Be ready. Raises as privilegedStartService, where that was not called."""
+        self._mayStart()
         super().startService()
         if self._run is None:
             self._start()
         self.state = State.READY
+
+    def _mayStart(self) -> None:
+        if self.state is State.DRAINING:
+            raise RuntimeError("the gateway still drains: start it when stopService has fired")
 
     def _start(self) -> None:
         self.state = State.STARTING
@@ -221,14 +228,30 @@ class GatewayService(Service):
     # Stopping.
 
     def stopService(self) -> Deferred[None]:
-        """Drain and stop. Fires when no child and no connection of it is left."""
-        super().stopService()
+        """
+        Drain and stop. May be called again meanwhile.
+
+        Fires when no child and no connection of it is left.
+        """
         run, self._run = self._run, None
-        if run is None:
-            self.state = State.STOPPED
-            return gatherResults([]).addCallback(lambda _: None)
-        self.state = State.DRAINING
-        return Deferred.fromCoroutine(self._drain(run))
+        if run is not None:
+            super().stopService()
+            self.state = State.DRAINING
+            draining = Deferred.fromCoroutine(self._drain(run))
+            draining.addBoth(self._drained)
+        if self.state is not State.DRAINING:
+            return succeed(None)
+        stopped: Deferred[None] = Deferred()
+        self._stopped.append(stopped)
+        return stopped
+
+    def _drained(self, result: object) -> None:
+        self.state = State.STOPPED
+        if isinstance(result, Failure):
+            self._log.failure("while the gateway stopped", result)
+        stopped, self._stopped = self._stopped, []
+        for waiting in stopped:
+            waiting.callback(None)
 
     async def _drain(self, run: _Running) -> None:
         shared = run.shared
@@ -253,7 +276,6 @@ class GatewayService(Service):
             ]
         )
         shared.pulse.stop()
-        self.state = State.STOPPED
 
 
 def _mount(server: IServer, shared: Shared, ladder: Ladder) -> Mount:

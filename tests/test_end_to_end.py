@@ -13,8 +13,10 @@ import pytest
 import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
 from live import Answer, Live, behind, faulty, startLive
+from raw import RawClient, rpc
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
 from gateway.observe.observer import MessageDropped, SessionRecovered
@@ -518,3 +520,57 @@ async def test_a_server_over_http_and_sse_says_that_it_is_not_served(live: Start
     assert answer.reason == "upstream_unreachable"
     assert "not served yet" in answer.message["error"]["message"]
     assert "result" in (await gateway.initialize("faulty")).message
+
+
+# Stopping, again and meanwhile.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_stop_waits_for_the_same_end_and_nothing_starts_meanwhile(
+    live: Start,
+) -> None:
+    gateway = await live(faulty(), drain_grace=0.2)
+    session = await gateway.session("faulty")
+    hanging = ensureDeferred(gateway.call("faulty", session, "hang"))
+    while not any(session.running for session in gateway.service.registry):
+        await deferLater(reactor, 0)  # type: ignore[arg-type]
+    first = gateway.service.stopService()
+    second = gateway.service.stopService()
+    assert not first.called
+    assert not second.called
+    with pytest.raises(RuntimeError, match="still drains"):
+        gateway.service.startService()
+    assert (await hanging).reason == "shutting_down"
+    await second
+    assert first.called
+    assert gateway.service.state is State.STOPPED
+    gateway.service.startService()
+    assert gateway.service.state is State.READY
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_that_comes_while_it_drains_is_told_so(live: Start) -> None:
+    gateway = await live(faulty(), drain_grace=20.0)
+    session = await gateway.session("faulty")
+    running = ensureDeferred(gateway.call("faulty", session, "sleep", seconds=0.5))
+    while not any(session.running for session in gateway.service.registry):
+        await deferLater(reactor, 0)  # type: ignore[arg-type]
+    # A connection that is open already is heard until the end.
+    client = await connectProtocol(
+        TCP4ClientEndpoint(reactor, "127.0.0.1", int(gateway.base.rpartition(":")[2])),
+        RawClient(),
+    )
+    stopping = gateway.service.stopService()
+    body = rpc("tools/call", 9, name="echo")
+    client.send(
+        b"POST /servers/faulty/mcp HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\n"
+        b"Mcp-Session-Id: %b\r\nContent-Length: %d\r\n\r\n%b"
+        % (gateway.base.removeprefix("http://").encode(), session.encode(), len(body), body)
+    )
+    answer = await client.response()
+    assert (answer.status, answer.json["id"]) == (200, 9)
+    assert answer.json["error"]["data"]["reason"] == "shutting_down"
+    assert "result" in (await running).message
+    client.close()
+    await client.ended
+    await stopping

@@ -840,3 +840,11 @@ def test_a_launcher_whose_gateway_died_starts_nothing() -> None:
     argv = [sys.executable, "-I", "-S", str(launcher), "1", "keep", "", "/bin/echo", "echo", "x"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (126, b"")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_that_ends_by_itself_outlived_nothing(bench: Make) -> None:
+    one = bench()
+    link, _ = await one.link()
+    await link.close()
+    assert one.observed.of(BoundReached) == []

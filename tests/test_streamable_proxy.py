@@ -14,6 +14,7 @@ from scripted import ScriptedLink, Sent
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Reason
 from gateway.observe.observer import CallAnswered, MessageDropped, SessionEnded
+from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session
 from gateway.wire.envelope import Message, decode
 
@@ -925,3 +926,42 @@ async def test_acceptance_77_answersHaveABudgetOfTheirOwn(start: Start) -> None:
         last = json.loads(event.data or b"null")
         assert last.get("params", {}).get("data") != "dropped"
     assert len(last["result"]) == 100_000
+
+
+@pytest.mark.acceptance(40)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_40_atItsAbsoluteEndARunningCallCanFinish(start: Start) -> None:
+    server = AnsweringServer("one")
+    stack = await start({"one": server}, limits=Limits(session_absolute=100.0))
+    it = Bench(stack, server, await stack.open(sampling={}))
+    server.answers = False
+    client, sent = await it.call()
+    it.link.push(b'{"jsonrpc":"2.0","id":"s-1","method":"sampling/createMessage","params":{}}')
+    await client.head()
+    asked = await client.message()
+    stack.pass_(101)
+    # Nothing new begins; what the call waits for comes through.
+    assert (await it.ask(rpc("tools/list", 8))).status == 404
+    assert (await stack.ask(b"GET", b"/mcp", None, [it.named, EVENTS])).status == 404
+    body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {}}).encode()
+    assert (await it.ask(body)).status == 202
+    assert [response.id for response in it.link.of("")] == [b'"s-1"']
+    it.link.reply(sent)
+    assert (await client.message())["id"] == 7
+    stack.pass_(2)
+    assert (await it.ask(rpc("notifications/roots/list_changed"))).status == 404
+    assert len(stack.shared.registry) == 0
+
+
+@pytest.mark.acceptance(76)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_76_aQuietSessionKeepsNothingTooLong(start: Start) -> None:
+    server = AnsweringServer("one")
+    stack = await start({"one": server}, limits=Limits(logged_for=10.0))
+    it = Bench(stack, server, await stack.open(revision="2025-11-25"))
+    assert (await it.ask(rpc("tools/list", 8))).status == 200
+    relay = it.session.live
+    assert isinstance(relay, Relay) and relay.events is not None
+    assert len(relay.events) == 1
+    stack.pass_(12)
+    assert len(relay.events) == 0

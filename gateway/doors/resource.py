@@ -53,7 +53,8 @@ class _RequestSink:
     _over: bool = False
 
     def __attrs_post_init__(self) -> None:
-        self._request.registerProducer(self, True)
+        if not self._over:
+            self._request.registerProducer(self, True)
 
     def write(self, data: bytes) -> bool:
         if not self._over:
@@ -149,14 +150,13 @@ class RequestExchange:
         request.finish()
 
     def open(self, status: int, headers: HeaderPairs) -> _RequestSink:
-        sink = _RequestSink(self._request)
-        self._sink = sink
         if self._gone:
-            sink.stop()
-        else:
-            self._begin(status, headers)
-            # The head goes out now, not with the first event.
-            self._request.write(b"")
+            # Nobody reads it: it is cut as the stream of a reader that blocks.
+            return _RequestSink(self._request, blocked=True, over=True)
+        sink = self._sink = _RequestSink(self._request)
+        self._begin(status, headers)
+        # The head goes out now, not with the first event.
+        self._request.write(b"")
         return sink
 
     def abort(self) -> None:

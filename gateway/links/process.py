@@ -266,11 +266,14 @@ class Child(ProcessProtocol):
         self.resume()
         self.transport.unregisterProducer()
         self.transport.closeStdin()
-        self._stage = self._clock.callLater(self._limits.eof_wait, self._terminate)
+        self._stage = self._clock.callLater(self._limits.eof_wait, self._deaf)
+
+    def _deaf(self) -> None:
+        self._owner.outlived("eof_wait")
+        self._terminate()
 
     def _terminate(self) -> None:
         self._cancelStage()
-        self._owner.outlived("eof_wait")
         self._termed = True
         self._signal(signal.SIGTERM)
         self._stage = self._clock.callLater(self._limits.term_wait, self._overdue)

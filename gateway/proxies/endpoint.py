@@ -20,7 +20,7 @@ from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder
-from gateway.proxies.opening import handshake, newRelay, newSession
+from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.reply import Reply
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import openStream
@@ -114,12 +114,12 @@ class StreamableEndpoint:
 
     async def _initialized(self, admitted: Admitted, message: Message) -> None:
         exchange, context, registry = admitted.exchange, admitted.context, self.shared.registry
+        gone: list[bool] = []
+        exchange.onGone = lambda: gone.append(True)
         session = await newSession(self.shared, self.server, context, "streamable")
         if isinstance(session, Refusal):
             self.ladder.refuse(exchange, session, "session", message.id)
             return
-        gone: list[bool] = []
-        exchange.onGone = lambda: gone.append(True)
         relay = newRelay(self.shared, self.server, session, context, transparent=self.transparent)
         answer, succeeded = await handshake(self.shared, relay, message, context)
         fields: HeaderPairs = (JSON_TYPE,)
@@ -161,7 +161,7 @@ class StreamableEndpoint:
         # the server numbers the events, it is the server that primes.
         ours = relay.link is not None and not self.transparent
         reply.start(ours and opensAtOnce(relay.session.record.revision))
-        relay.request(message, reply, admitted.events, admitted.context)
+        ask(self.shared, relay, message, reply, admitted.events, admitted.context)
 
     def _reply(self, admitted: Admitted, relay: Relay) -> Reply:
         return Reply(
@@ -209,7 +209,7 @@ class StreamableEndpoint:
         if not requests:
             reply.finishBatch()
         for message in requests:
-            relay.request(message, reply, admitted.events, admitted.context)
+            ask(self.shared, relay, message, reply, admitted.events, admitted.context)
 
     # GET and DELETE.
 

@@ -274,7 +274,10 @@ class Ladder:
             return self._unnamed(admitted, entrance, then)
         name = names[0].decode("latin-1") if len(names) == 1 else ""
         server, principal = entrance.server.name, admitted.context.principal
-        session = self.shared.registry.find(name, server, principal)
+        starts = head.method == b"GET" or message is None or message.kind is Kind.REQUEST
+        if head.method == b"DELETE":
+            starts = False
+        session = self.shared.registry.find(name, server, principal, starts=starts)
         # What is another transport's session does not exist for this one.
         if session is not None and session.record.transport == entrance.naming.value:
             admitted.session = session

@@ -1,5 +1,5 @@
 """
-How a session begins, behind a client's `initialize`: the same for every proxy.
+How a session begins, behind a client's `initialize`, and a call in it: the same for every proxy.
 
 `initialize` always starts a new session. A handshake that does not come about is answered 200
 with a JSON-RPC error and without a session id; nothing of the session is left.
@@ -13,6 +13,7 @@ from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed
 from gateway.proxies.shared import Shared
 from gateway.relay.relay import Relay
+from gateway.relay.target import Target
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import AtCapacity, Session
 from gateway.sessions.store import StoreRefused
@@ -21,7 +22,7 @@ from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, Refusal, callFailed
 
-__all__ = ["handshake", "newRelay", "newSession"]
+__all__ = ["ask", "handshake", "newRelay", "newSession"]
 
 _log = Logger()
 
@@ -50,6 +51,9 @@ def newRelay(
 ) -> Relay:
     """The live part of a session."""
     numbered = session.record.transport == "streamable" and not transparent
+    events = EventLog(shared.limits) if numbered else None
+    if events is not None:
+        session.onSweep = events.expire
     return Relay(
         session,
         server,
@@ -60,8 +64,25 @@ def newRelay(
         shared.observer,
         context,
         transparent,
-        EventLog(shared.limits) if numbered else None,
+        events,
     )
+
+
+def ask(
+    shared: Shared,
+    relay: Relay,
+    message: Message,
+    target: Target,
+    streams: bool,
+    context: CallContext,
+) -> None:
+    """Relay a request, unless the gateway drains: then it is answered at once."""
+    if shared.accepting:
+        relay.request(message, target, streams, context)
+        return
+    why = "the gateway is shutting down"
+    shared.observer.observed(CallFailed(context.server, message.method, Reason.SHUTTING_DOWN.value))
+    target.answer(callFailed(message.id, Reason.SHUTTING_DOWN, why))
 
 
 async def handshake(

@@ -22,12 +22,13 @@ from gateway.links.interfaces import EventMark, IServer
 from gateway.observe.observer import MessageDropped
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming
-from gateway.proxies.opening import handshake, newRelay, newSession
+from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import openStream
 from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
+from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message, NotAMessage, encodeBatch
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import Refusal, errorMessage
@@ -110,8 +111,15 @@ class SSEProxy:
         if gone:
             await shared.registry.end(session, "stream_closed")
             return
-        relay = newRelay(shared, self.server, session, context)
+        try:
+            self._openStream(exchange, session, context)
+        except BaseException:
+            await shared.registry.end(session, "failed")
+            raise
 
+    def _openStream(self, exchange: Exchange, session: Session, context: CallContext) -> None:
+        shared = self.shared
+        relay = newRelay(shared, self.server, session, context)
         channel = Channel(shared, self.server.name)
 
         def closed() -> None:
@@ -176,7 +184,7 @@ class SSEProxy:
             early = refusals.notAMessage("the session starts with initialize")
             self._refuse(conversation, early, message.id)
         else:
-            relay.request(message, stream, True, admitted.context)
+            ask(self.shared, relay, message, stream, True, admitted.context)
 
     def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
         """Relay a notification or response; the stream hears if it could not be taken."""
@@ -222,7 +230,7 @@ class SSEProxy:
         if bad and not requests:
             answer.send()
         for item in requests:
-            relay.request(item, answer, True, admitted.context)
+            ask(self.shared, relay, item, answer, True, admitted.context)
 
 
 def _endpoint(exchange: Exchange, session: Session) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -52,6 +52,7 @@ class Session:
     opening: whether its handshake still runs; then no deadline counts but the handshake's own.
     live: what serves it now (streams and relay); set by the proxy that opened it.
     tag: what stands for it in logs.
+    onSweep: called with the time now and then, for what its live part keeps for a while.
     """
 
     record: SessionRecord
@@ -62,6 +63,7 @@ class Session:
     used: bool = False
     live: object = None
     ended: str = ""
+    onSweep: Callable[[float], None] | None = None
     _streams: int = 0
     _calls: int = 0
     _whenEnded: list[Callable[[str], None]] = field(factory=list)
@@ -180,7 +182,7 @@ class SessionRegistry:
         self._perPrincipal[principal] = self._perPrincipal.get(principal, 0) + 1
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP, self._swept)
-        stored = self.store.put(record)
+        stored = maybeDeferred(self.store.put, record)
 
         def opened(_: None) -> Session:
             self.observer.observed(SessionOpened(server, session.tag))
@@ -193,15 +195,25 @@ class SessionRegistry:
         stored.addCallbacks(opened, refused)
         return cast("Deferred[Session]", stored)
 
-    def find(self, id: str, server: str, principal: Principal) -> Session | None:
-        """The session under this id, if it is this server's and this principal's and alive."""
+    def find(
+        self, id: str, server: str, principal: Principal, *, starts: bool = True
+    ) -> Session | None:
+        """
+        The session under this id, if it is this server's and this principal's and alive.
+
+        starts: whether it is looked for to start something. What belongs to a running call
+            finds a session whose absolute time is over, too, for running calls finish first.
+        """
         session = self._sessions.get(id)
         if session is None:
             return None
         record = session.record
         if record.server != server or record.principal != principal:
             return None
-        if session.ended or session.overdue(self.clock.seconds(), self.limits):
+        if session.ended:
+            return None
+        overdue = session.overdue(self.clock.seconds(), self.limits)
+        if overdue and (starts or overdue != "absolute" or not session.running):
             return None
         return session
 
@@ -258,6 +270,8 @@ class SessionRegistry:
         self._sweep = self.clock.callLater(SWEEP, self._swept)
         now = self.clock.seconds()
         for session in list(self._sessions.values()):
+            if session.onSweep is not None:
+                session.onSweep(now)
             reason = session.overdue(now, self.limits)
             if reason and not (reason == "absolute" and session.running):
                 self.observer.observed(BoundReached("session_" + reason, session.record.server))
