@@ -29,7 +29,7 @@ from gateway.app import GatewayApp, Mount
 from gateway.clock import MonotonicClock
 from gateway.config import Configuration
 from gateway.doors.resource import Door
-from gateway.doors.site import Connections, GatewaySite
+from gateway.doors.site import GatewaySite, OpenConnections
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
 from gateway.guard.policy import AllowAll, IPolicy
@@ -74,7 +74,7 @@ class _Running:
     reaper: Reaper
     door: Door
     ports: list[IListeningPort] = field(factory=list)
-    connections: list[Connections] = field(factory=list)
+    connections: list[OpenConnections] = field(factory=list)
 
     def busy(self) -> bool:
         """Whether a call runs."""
@@ -158,7 +158,7 @@ class GatewayService(Service):
     def _listen(self, run: _Running, endpoints: Sequence[IStreamServerEndpoint]) -> None:
         for endpoint in endpoints:
             site = GatewaySite(run.door, run.shared.limits.max_body, reactor=self._reactor)
-            connections = Connections(site)
+            connections = OpenConnections(site)
             problems: list[Failure] = []
             listening = endpoint.listen(connections)
             listening.addCallbacks(run.ports.append, problems.append)

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from gateway.app import GatewayApp, Mount
 from gateway.doors.resource import Door
-from gateway.doors.site import Connections, GatewaySite
+from gateway.doors.site import GatewaySite, OpenConnections
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator, NotAuthenticated
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
@@ -329,7 +329,7 @@ class Stack:
     mounts: dict[str, Mount]
     ladder: Ladder
     _listening: IListeningPort
-    _connections: Connections
+    _connections: OpenConnections
     _clients: list[RawClient] = field(factory=list)
 
     def mount(self, name: str, server: IServer) -> None:
@@ -505,7 +505,7 @@ async def startStack(
     mounts: dict[str, Mount] = {}
     app = GatewayApp(ladder, mounts, default or next(iter(servers)), ready)
     site = GatewaySite(Door(ladder, app.app.resource(), mounted=False), limits.max_body)
-    connections = Connections(site)
+    connections = OpenConnections(site)
     listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(connections)
     port = listening.getHost().port
     stack = Stack(clock, observer, shared, port, mounts, ladder, listening, connections)

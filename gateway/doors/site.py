@@ -23,7 +23,7 @@ from twisted.web import http
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-__all__ = ["Connections", "GatewaySite"]
+__all__ = ["GatewaySite", "OpenConnections"]
 
 
 class _BoundedRequest(Request):
@@ -76,14 +76,14 @@ class GatewaySite(Site):
 class _Connection(ProtocolWrapper):
     """Tells its factory when it is over, timers included."""
 
-    factory: Connections
+    factory: OpenConnections
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         self.factory.connectionEnded()
 
 
-class Connections(WrappingFactory):
+class OpenConnections(WrappingFactory):
     """The connections of one listener, so that they can be hung up when it stops."""
 
     protocol = _Connection
