@@ -24,9 +24,9 @@ from gateway.config import (
     loadConfiguration,
 )
 from gateway.config.servers import IGNORED, MAX_TIMEOUT, TRANSPORTS
-from gateway.config.values import RESTRICTED
 from gateway.guard.limits import Limits
 from gateway.settings import HTTPSettings, StdioSettings
+from gateway.wire.headers import RESERVED, RESERVED_FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -90,7 +90,7 @@ A server that is reached over HTTP (`url`):
 - A disabled server is not looked at any further, so its variables may be unset.
 - `null` is the same as leaving the key out.
 - A `url` has a host, no user name and no fragment.
-- `headers` may not hold what the gateway sets itself: @restricted@, `mcp-param-*`.
+- `headers` may not hold what the gateway sets itself: @reserved@.
 - A child gets a short list of the gateway's own environment variables, and `env`.
 - The keys of the other kind of server (`env` beside a `url`, `headers` beside a `command`) are
   ignored with a notice in the log.
@@ -166,7 +166,9 @@ def page() -> str:
         "http": _keys(HTTPSettings, [n for n in _own(HTTPSettings, common) if n not in skip]),
         "types": ", ".join(f"`{word}`" for word in TRANSPORTS),
         "max_timeout": str(MAX_TIMEOUT),
-        "restricted": ", ".join(f"`{name}`" for name in sorted(RESTRICTED)),
+        "reserved": ", ".join(
+            f"`{name}`" for name in sorted({*RESERVED, *(f"{one}*" for one in RESERVED_FAMILIES)})
+        ),
         "ignored": _ignored(),
         "gateway": _keys(GatewaySettings, [f.name for f in attrs.fields(GatewaySettings)]),
         "max_seconds": str(MAX_SECONDS),

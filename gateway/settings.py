@@ -60,7 +60,9 @@ class HTTPSettings(_Common):
     url: its endpoint; host, path and query come from here alone.
     headers: fields sent with every request.
     transport: "streamable-http", or "sse" for HTTP+SSE.
-    forward_authorization: whether the client's Authorization and Cookie go to it.
+    forward_authorization: whether the client's credentials go to it: `Authorization`, `Cookie`,
+        `X-API-Key`, `X-Auth-*`, the assertions of an identity-aware proxy and the like.
+        `X-Forwarded-*` never do.
     """
 
     url: str = field(repr=False)

@@ -529,6 +529,7 @@ def test_a_mistake_in_a_server(
     [
         *("Host", "content-length", "Transfer-Encoding", "Connection", "Mcp-Session-Id", "accept"),
         *("MCP-Protocol-Version", "Content-Type", "Mcp-Param-City", "X-Forwarded-For", "TE"),
+        *("X-Forwarded-Prefix", "Proxy-Foo", "Content-Language", "Mcp-Name", "Forwarded"),
     ],
 )
 def test_a_restricted_header(mistakes: Callable[..., list[str]], name: str) -> None:

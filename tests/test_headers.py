@@ -64,11 +64,42 @@ def test_acceptance_4_underscores_never_pass(name: bytes) -> None:
 
 
 @pytest.mark.acceptance(100)
-def test_acceptance_100_credentials_pass_only_by_configuration() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"Authorization",
+        b"Cookie",
+        b"API-Key",
+        b"CF-Access-Client-Secret",
+        b"Cf-Access-Jwt-Assertion",
+        b"Private-Token",
+        b"Remote-User",
+        b"X-API-Key",
+        b"X-Access-Token",
+        b"X-Amz-Security-Token",
+        b"X-Amzn-Oidc-Data",
+        b"X-Auth-Request-Email",
+        b"X-Auth-Token",
+        b"X-Goog-Authenticated-User-Email",
+        b"X-Goog-IAP-JWT-Assertion",
+        b"X-MS-Client-Principal",
+        b"X-MS-Token-AAD-Access-Token",
+    ],
+)
+def test_acceptance_100_credentials_pass_only_by_configuration(name: bytes) -> None:
     """Acceptance 100."""
-    pairs = [(b"Authorization", b"Bearer t"), (b"Cookie", b"a=b")]
-    assert forwardableHeaders(pairs, False) == ()
-    assert forwardableHeaders(pairs, True) == ((b"authorization", b"Bearer t"), (b"cookie", b"a=b"))
+    pairs = [*KEPT, (name, b"secret")]
+    assert forwardableHeaders(pairs, False) == KEPT
+    assert forwardableHeaders(pairs, True) == (*KEPT, (name.lower(), b"secret"))
+
+
+@pytest.mark.acceptance(100)
+@pytest.mark.parametrize(
+    "name", [b"X-Forwarded-Access-Token", b"X-Forwarded-User", b"X-Forwarded-Email"]
+)
+def test_acceptance_100_what_a_proxy_says_of_its_user_never_passes(name: bytes) -> None:
+    """Acceptance 100."""
+    assert forwardableHeaders([(name, b"alice")], True) == ()
 
 
 @pytest.mark.acceptance(66)
@@ -113,6 +144,14 @@ def test_configured_fields() -> None:
         ("Connection", "close"),
         ("Mcp-Session-Id", "1"),
         ("Accept", "*/*"),
+        ("Content-Language", "en"),
+        ("Forwarded", "for=1"),
+        ("X-Real-IP", "192.0.2.1"),
+        ("X-Forwarded-Prefix", "/a"),
+        ("Mcp-Method", "ping"),
+        ("Mcp-Name", "a"),
+        ("Mcp-Param-City", "a"),
+        ("Proxy-Authorization", "Basic a"),
         ("X A", "1"),
         ("X-Ä", "1"),
         ("X-A", "secret\r\nHost: b"),

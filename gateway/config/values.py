@@ -13,9 +13,10 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.config.document import Node, meant, nearest
+from gateway.wire.authority import HOST
+from gateway.wire.headers import isReserved
 
 __all__ = [
-    "RESTRICTED",
     "asName",
     "isPublic",
     "readArguments",
@@ -34,24 +35,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]*\Z")
 _URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")  # RFC 3986 section 2
 _HOSTNAME = re.compile(r"[A-Za-z0-9._~-]+\Z")
-_AUTHORITY = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)"
-_ALLOWED_HOST = re.compile(rf"{_AUTHORITY}(?::(?P<port>[0-9]{{1,5}}|\*))?\Z")
-_ALLOWED_ORIGIN = re.compile(
-    rf"[A-Za-z][A-Za-z0-9+.-]*://{_AUTHORITY}(?::(?P<port>[0-9]{{1,5}}))?\Z"
-)
-_ADDRESS = re.compile(rf"(?:(?P<host>{_AUTHORITY}|\*)?:)?(?P<port>[0-9]{{1,5}})\Z")
-
-RESTRICTED = frozenset(
-    {
-        *("accept", "accept-encoding", "connection", "content-encoding", "content-length"),
-        *("content-type", "expect", "forwarded", "host", "keep-alive", "last-event-id"),
-        *("mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id"),
-        *("proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"),
-        *("trailers", "transfer-encoding", "upgrade", "x-forwarded-for", "x-forwarded-host"),
-        *("x-forwarded-proto", "x-real-ip"),
-    }
-)
-"""Fields the gateway sets itself, also `Mcp-Param-*` (see gateway.wire.headers)."""
+_ALLOWED_HOST = re.compile(rf"{HOST}(?::(?P<port>[0-9]{{1,5}}|\*))?\Z")
+_ALLOWED_ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://{HOST}(?::(?P<port>[0-9]{{1,5}}))?\Z")
+_ADDRESS = re.compile(rf"(?:(?P<host>{HOST}|\*)?:)?(?P<port>[0-9]{{1,5}})\Z")
 
 # The options of Twisted's endpoints, in the order in which they may stand without a name.
 _OPTIONS = {
@@ -121,7 +107,7 @@ def readHeaders(node: Node) -> dict[str, str]:
         lower = name.lower()
         if not _TOKEN.match(name):
             child.wrong("a field name (RFC 9110: a token)", "a name that is none")
-        elif lower in RESTRICTED or lower.startswith("mcp-param-"):
+        elif isReserved(lower):
             child.wrong("another field", "a field that the gateway sets itself", "take it away")
         elif lower in seen:
             child.wrong("it once", "the field twice, in other letters")

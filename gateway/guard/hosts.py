@@ -14,14 +14,13 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from gateway.wire.authority import HOST
 from gateway.wire.exchange import RequestHead
 from gateway.wire.refusals import Refusal, malformedHead, notAllowedHere
 
 __all__ = ["HostGuard"]
 
-# RFC 9110 section 7.2 and RFC 3986 section 3.2.2, without userinfo, percent-encoding and
-# future IP literals: a host we serve needs none of them.
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5}))?\Z")
+_HOST = re.compile(rf"({HOST})(?::([0-9]{{1,5}}))?\Z".encode("ascii"))
 _ORIGIN = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@]+)\Z")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -97,7 +97,10 @@ class Limits:
     )
     max_upstream_head: int = _bound(64 * 1024, "bytes", "`bad_answer`, the connection is dropped")
     max_upstream_connections: int = _bound(
-        256, "connections per HTTP server", "`overloaded` for the call"
+        256, "connections per HTTP server, beside its streams", "`overloaded` for the call"
+    )
+    max_upstream_streams: int = _bound(
+        10_000, "GET streams per HTTP server", "405 for the GET stream"
     )
     connect_timeout: float = _bound(10.0, "seconds", "`upstream_unreachable` for the call")
     eof_wait: float = _bound(2.0, "seconds", "SIGTERM to the child's process group")

@@ -10,7 +10,9 @@ answer comes as a head and then a body that can be paused, refused and cut.
     where it points.
  4. Whether a request can have reached the server is told: everything up to the TLS handshake is
     `UNSENT`, everything after the first byte was handed to the transport is not.
- 5. At most `max_upstream_connections` requests are on their way, each with a connection of its own.
+ 5. At most `max_upstream_connections` requests are on their way, each with a connection of its own;
+    beside them at most `max_upstream_streams` that wait for what the server has to say, so that
+    idle ones take no room from the rest.
  6. No retries, no cookies, no content coding (`Accept-Encoding: identity`).
 """
 
@@ -44,13 +46,14 @@ from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.observe.observer import BoundReached, IObserver
+from gateway.wire.authority import HOST
 from gateway.wire.context import HeaderPairs
 
 __all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead", "parseURL"]
 
 MAX_REDIRECTS = 5
 _CUTS = (ConnectionDone, ConnectionLost, ConnectionAborted, TLSError)
-_NETLOC = re.compile(rb"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_NETLOC = re.compile(rf"{HOST}(?::[0-9]{{1,5}})?".encode("ascii"))
 
 _log = Logger(namespace="gateway.links.http_client")
 
@@ -339,8 +342,7 @@ class HTTPClient:
 
     agent: an Agent without redirects, retries, cookies and decoding (`Connections.agent`).
     reached: whether the last attempt to connect came about; None before the first.
-    onRoom: called when there is room again after a request was refused at the bound; set by
-        the server.
+    onRoom: called when there is room again after `request` returned None; set by the server.
     """
 
     agent: IAgent
@@ -351,7 +353,8 @@ class HTTPClient:
     observer: IObserver
     reached: bool | None = field(default=None, init=False)
     onRoom: Callable[[], None] | None = field(default=None, init=False)
-    _active: set[Outgoing] = field(factory=set, init=False)
+    _requests: set[Outgoing] = field(factory=set, init=False)
+    _streams: set[Outgoing] = field(factory=set, init=False)
     _full: bool = field(default=False, init=False)
     _soon: IDelayedCall | None = field(default=None, init=False)
 
@@ -370,24 +373,51 @@ class HTTPClient:
         beyondBound: send it also at the bound; for what releases something at the server.
         Returns: the request, or None at the bound on connections; nothing was taken then.
         """
-        if len(self._active) >= self.limits.max_upstream_connections and not beyondBound:
+        if len(self._requests) >= self.limits.max_upstream_connections and not beyondBound:
             self._full = self._soon is None
-            self.observer.observed(BoundReached("max_upstream_connections", self.server))
+            self._bounded("max_upstream_connections")
             return None
+        return self._start(self._requests, method, headers, body, receiver)
+
+    def stream(self, headers: HeaderPairs, receiver: Receiver) -> Outgoing | None:
+        """
+        GET a stream that may stay open for as long as anybody listens.
+
+        headers: as for `request`.
+        Returns: the request, or None at the bound on streams.
+        """
+        if len(self._streams) >= self.limits.max_upstream_streams:
+            self._bounded("max_upstream_streams")
+            return None
+        return self._start(self._streams, b"GET", headers, None, receiver)
+
+    def _bounded(self, limit: str) -> None:
+        self.observer.observed(BoundReached(limit, self.server))
+
+    def _start(
+        self,
+        among: set[Outgoing],
+        method: bytes,
+        headers: HeaderPairs,
+        body: bytes | None,
+        receiver: Receiver,
+    ) -> Outgoing:
         fields = Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
         outgoing = Outgoing(self, method, self.url, fields, body, receiver)
-        self._active.add(outgoing)
+        among.add(outgoing)
         outgoing.start()
         return outgoing
 
     def ended(self, outgoing: Outgoing) -> None:
         """A request is no longer on its way."""
-        self._active.discard(outgoing)
-        if self._full:
-            self._full = False
-            self._soon = self.clock.callLater(0, self._room)
+        self._streams.discard(outgoing)
+        if outgoing in self._requests:
+            self._requests.discard(outgoing)
+            if self._full:
+                self._full = False
+                self._soon = self.clock.callLater(0, self._room)
 
     def _room(self) -> None:
         self._soon = None
@@ -400,5 +430,5 @@ class HTTPClient:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        for outgoing in list(self._active):
+        for outgoing in [*self._requests, *self._streams]:
             outgoing.abort()

@@ -58,7 +58,8 @@ _FAULTS = {
 
 def _refused(status: int, body: bytes) -> Settled:
     return Settled(
-        Outcome.REFUSED,
+        # A server, or a proxy before it, may fail with a 5xx in the middle of a call.
+        Outcome.REFUSED if status < 500 else Outcome.MAYBE_RAN,
         Reason.BAD_ANSWER,
         f"the server refused with HTTP status {status}",
         status,

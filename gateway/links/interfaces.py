@@ -42,7 +42,7 @@ class Outcome(Enum):
     """It provably never reached the server."""
     MAYBE_RAN = "may have run"
     REFUSED = "refused"
-    """The server refused it with an HTTP status; it did not run."""
+    """The server refused it with an HTTP status below 500; it did not run."""
 
 
 @frozen
@@ -53,7 +53,7 @@ class Settled:
     outcome: how far it came.
     reason: what the client is told.
     message: a sentence for the client; no path, command line or URL.
-    status: the HTTP status of a refusal, else 0.
+    status: the HTTP status of a refusal, also of one that may have run (5xx); else 0.
     body: the JSON-RPC error that came with a refusal, where there was one; its id is None
         where the server gave none.
     """

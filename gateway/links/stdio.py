@@ -38,8 +38,6 @@ from gateway.links.serverlog import ServerLog
 from gateway.observe.observer import (
     BoundReached,
     IObserver,
-    LinkLost,
-    LinkOpened,
     MessageDropped,
 )
 from gateway.wire.context import CallContext
@@ -329,7 +327,6 @@ class StdioLink:
         self.answer = answer
         self._state = _State.OPEN
         self._stopTimeout()
-        self._parts.observer.observed(LinkOpened(self._parts.name))
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.callback(None)
@@ -356,7 +353,6 @@ class StdioLink:
         state = self._state
         self._over()
         if state is _State.OPEN:
-            self._parts.observer.observed(LinkLost(self._parts.name, reason.value))
             self._listener.lost(reason, message)
         elif state is _State.SHAKING:
             self._failOpening(LinkFailed(reason, message))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
@@ -32,7 +32,7 @@ from gateway.links.interfaces import (
 )
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import Kind, Message
-from gateway.wire.headers import forwardableHeaders, forwardingHeaders
+from gateway.wire.headers import forwardableHeaders, forwardingHeaders, isFieldValue
 
 __all__ = ["StreamableHTTPLink"]
 
@@ -54,7 +54,7 @@ class StreamableHTTPLink:
 
     client: sends the requests; shared by the links of a server.
     configured: the header fields of the configuration, names in lower case.
-    forwardAuthorization: whether the client's Authorization and Cookie go to the server.
+    forwardAuthorization: whether the client's credentials go to the server.
     onClosed: called once when nothing of it is left.
     sessionless: whether the server gave no session id.
     revision: the negotiated revision.
@@ -124,18 +124,23 @@ class StreamableHTTPLink:
             )
         else:
             stream = NoteStream(around=self.around, listener=self.listener, origin=call)
-        if self._open(stream, b"POST", (_ACCEPT, _JSON), context, message.encode()):
-            if isinstance(stream, NoteStream):
-                # Nobody waits for it, so it has no other deadline.
-                stream.expect(self._patience)
-            return True
-        self._full = True
-        return False
+        if not self.post(stream, message.encode(), context):
+            self._full = True
+            return False
+        if isinstance(stream, NoteStream):
+            # Nobody waits for it, so it has no other deadline.
+            stream.expect(self._patience)
+        return True
 
     def listen(
         self, origin: object, lastEventID: bytes | None, context: CallContext
     ) -> Deferred[None]:
-        """See IHTTPLink. LinkFailed(OVERLOADED) at the bound on connections."""
+        """
+        See IHTTPLink. ListenRefused(405) also at the bound on streams, and for a lastEventID that
+        no server can have given.
+        """
+        if lastEventID is not None and not isFieldValue(lastEventID):
+            return fail(ListenRefused(405))
         opened: Deferred[None] = Deferred(lambda _: stream.abort())
 
         def decided(how: int | Fault | None) -> None:
@@ -154,8 +159,11 @@ class StreamableHTTPLink:
             headers = (*headers, (b"last-event-id", lastEventID))
         if self.closing:
             stream.abort()
-        elif not self._open(stream, b"GET", headers, context, None):
-            opened.errback(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
+        else:
+            self._context = context
+            outgoing = self.client.stream(self.headers(headers, context), stream)
+            if not self._opened(stream, outgoing):
+                opened.errback(ListenRefused(405))
         return opened
 
     def cancel(self, call: object) -> None:
@@ -232,18 +240,11 @@ class StreamableHTTPLink:
 
     def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
         """POST a message, whose answer a stream takes. False at the bound."""
-        return self._open(stream, b"POST", (_ACCEPT, _JSON), context, body)
-
-    def _open(
-        self,
-        stream: Stream,
-        method: bytes,
-        own: HeaderPairs,
-        context: CallContext,
-        body: bytes | None,
-    ) -> bool:
         self._context = context
-        outgoing = self.client.request(method, self.headers(own, context), body, stream)
+        headers = self.headers((_ACCEPT, _JSON), context)
+        return self._opened(stream, self.client.request(b"POST", headers, body, stream))
+
+    def _opened(self, stream: Stream, outgoing: Outgoing | None) -> bool:
         if outgoing is None:
             return False
         stream.outgoing = outgoing

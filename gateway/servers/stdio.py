@@ -111,7 +111,7 @@ class StdioServer:
         clock: IReactorTime,
         observer: IObserver,
         reaper: Reaper,
-        generation: int = 0,
+        generation: int = 1,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.name = settings.name

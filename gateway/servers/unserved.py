@@ -21,7 +21,7 @@ class UnservedServer:
 
     settings: ServerSettings
     why: str
-    generation: int = 0
+    generation: int = 1
     name: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -186,12 +186,12 @@ def encodeBatch(items: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(items) + b"]"
 
 
-def decode(data: bytes, maxBatch: int = MAX_BATCH) -> Message | list[Message | NotAMessage]:
+def decode(data: bytes) -> Message | list[Message | NotAMessage]:
     """
     Decode one message or a batch.
 
-    maxBatch: how many members a batch may have.
-    Returns: the message; for an array, each member decoded, a bad one as its exception.
+    Returns: the message; for an array of at most MAX_BATCH, each member decoded, a bad one as its
+        exception.
     Raises: NotJSON, NotAMessage.
     """
     if not data.isascii():
@@ -205,7 +205,7 @@ def decode(data: bytes, maxBatch: int = MAX_BATCH) -> Message | list[Message | N
     if start == b"{":
         return _message(fieldsOf(data))
     if start == b"[":
-        return _batch(data, maxBatch)
+        return _batch(data)
     parsed(_decodeAny, data)
     raise NotAMessage("a message is a JSON object")
 
@@ -228,10 +228,10 @@ def salvageID(data: bytes) -> bytes | None:
     return None
 
 
-def _batch(data: bytes, limit: int) -> list[Message | NotAMessage]:
+def _batch(data: bytes) -> list[Message | NotAMessage]:
     items, _ = parsed(_decodeItems, data)
-    if len(items) > limit:
-        raise NotAMessage(f"a batch has at most {limit} messages")
+    if len(items) > MAX_BATCH:
+        raise NotAMessage(f"a batch has at most {MAX_BATCH} messages")
     return [_member(unmasked(item)) for item in items]
 
 

@@ -12,9 +12,13 @@ What never passes, and why:
  5. Forwarding fields: they are made anew by `forwardingHeaders`.
  6. What a browser says of the page it shows: `Origin`, `Sec-*`, `Access-Control-*`. It was judged
     at our door.
- 7. `Authorization` and `Cookie`, unless the configuration says so.
+ 7. What is known to carry a credential, or a proxy's word on who the user is, unless the
+    configuration says so.
  8. Names that are no token or have an underscore, which some servers read as a dash.
  9. Values with a control character: nothing is repaired.
+
+The configuration may set whatever is not reserved. Reserved are of these what the gateway or its
+HTTP sets itself, and `Mcp-Method`, `Mcp-Name` and `Mcp-Param-*`, which say what is in a message.
 """
 
 from __future__ import annotations
@@ -24,40 +28,50 @@ from collections.abc import Iterable
 
 from gateway.wire.context import CallContext, HeaderPairs
 
-__all__ = ["configuredHeaders", "forwardableHeaders", "forwardingHeaders", "isFieldValue"]
+__all__ = [
+    "RESERVED",
+    "RESERVED_FAMILIES",
+    "configuredHeaders",
+    "forwardableHeaders",
+    "forwardingHeaders",
+    "isFieldValue",
+    "isReserved",
+]
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"[!-~]+")
 
-_FRAMING = frozenset(
-    {
-        b"connection",
-        b"expect",
-        b"host",
-        b"keep-alive",
-        b"te",
-        b"trailer",
-        b"trailers",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
 _OURS = frozenset(
     {
-        b"accept",
-        b"accept-encoding",
-        b"last-event-id",
-        b"mcp-protocol-version",
-        b"mcp-session-id",
+        "accept",
+        "accept-encoding",
+        "connection",
+        "expect",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "last-event-id",
+        "mcp-protocol-version",
+        "mcp-session-id",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+        "x-real-ip",
     }
 )
-_NEVER = (
-    _FRAMING
-    | _OURS
-    | {
+_OUR_FAMILIES = ("content-", "proxy-", "x-forwarded-")
+
+RESERVED = _OURS | {"mcp-method", "mcp-name"}
+RESERVED_FAMILIES = (*_OUR_FAMILIES, "mcp-param-")
+"""What the configuration may not set: names, and what names may not begin with."""
+
+_NEVER = frozenset(
+    {
+        *(name.encode("ascii") for name in _OURS),
         b"client-ip",
-        b"forwarded",
         b"http2-settings",
         b"mcp-init-host",
         b"origin",
@@ -70,20 +84,46 @@ _NEVER = (
         b"x-http-method",
         b"x-http-method-override",
         b"x-method-override",
-        b"x-real-ip",
         b"x-rewrite-url",
     }
 )
-_FAMILIES = (
+_NEVER_FAMILIES = (
+    *(family.encode("ascii") for family in _OUR_FAMILIES),
     b"access-control-",
-    b"content-",
     b"if-",
-    b"proxy-",
     b"sec-",
-    b"x-forwarded-",
     b"x-original-",
 )
-_CREDENTIALS = frozenset({b"authorization", b"cookie"})
+_CREDENTIALS = frozenset(
+    {
+        b"api-key",
+        b"apikey",
+        b"authorization",
+        b"cookie",
+        b"job-token",
+        b"private-token",
+        b"remote-user",
+        b"x-access-token",
+        b"x-amz-security-token",
+        b"x-api-key",
+        b"x-api-token",
+        b"x-apikey",
+        b"x-authorization",
+        b"x-github-token",
+        b"x-gitlab-token",
+        b"x-remote-user",
+        b"x-vault-token",
+    }
+)
+_CREDENTIAL_FAMILIES = (
+    b"cf-access-",
+    b"x-amzn-oidc-",
+    b"x-auth-",
+    b"x-goog-authenticated-user-",
+    b"x-goog-iap-",
+    b"x-ms-client-principal",
+    b"x-ms-token-",
+)
 
 
 def forwardableHeaders(
@@ -93,7 +133,8 @@ def forwardableHeaders(
     The fields of a client's request that may go on to an HTTP server.
 
     pairs: (name, value) as they came; names in any case.
-    forwardAuthorization: whether Authorization and Cookie pass.
+    forwardAuthorization: whether credentials pass: Authorization, Cookie, X-API-Key and their
+        like (`_CREDENTIALS`).
     Returns: what passes, in order, names in lower case. Applied again, it changes nothing.
     """
     lowered = [(name.lower(), value) for name, value in pairs]
@@ -108,8 +149,8 @@ def forwardableHeaders(
         for name, value in lowered
         if name not in _NEVER
         and name not in nominated
-        and not name.startswith(_FAMILIES)
-        and (forwardAuthorization or name not in _CREDENTIALS)
+        and not name.startswith(_NEVER_FAMILIES)
+        and (forwardAuthorization or not _isCredential(name))
         and b"_" not in name
         and _TOKEN.fullmatch(name)
         and isFieldValue(value)
@@ -146,12 +187,21 @@ def configuredHeaders(headers: dict[str, str]) -> HeaderPairs:
             raise ValueError(f"header {text!r} cannot be sent") from None
         if not _TOKEN.fullmatch(name) or not isFieldValue(spelled):
             raise ValueError(f"header {text!r} is malformed")
-        if name in _FRAMING or name in _OURS or name in (b"content-length", b"content-type"):
+        if isReserved(name.decode("ascii")):
             raise ValueError(f"header {text!r} is set by the gateway itself")
         pairs.append((name, spelled.strip(b" \t")))
     return tuple(pairs)
 
 
+def isReserved(name: str) -> bool:
+    """Whether the configuration may not set a field; name: in lower case."""
+    return name in RESERVED or name.startswith(RESERVED_FAMILIES)
+
+
 def isFieldValue(value: bytes) -> bool:
     """Whether bytes may stand as a field's value: no control character but the tab."""
     return _VALUE.fullmatch(value) is not None
+
+
+def _isCredential(name: bytes) -> bool:
+    return name in _CREDENTIALS or name.startswith(_CREDENTIAL_FAMILIES)

@@ -46,7 +46,6 @@ __all__ = [
     "unsupportedMediaType",
     "unsupportedModernVersion",
     "unsupportedVersion",
-    "upstreamRefused",
 ]
 
 JSON_TYPE = (b"content-type", b"application/json")
@@ -251,11 +250,6 @@ def shuttingDown(retryAfter: int) -> Refusal:
         {"reason": Reason.SHUTTING_DOWN.value},
         headers=((b"retry-after", b"%d" % retryAfter),),
     )
-
-
-def upstreamRefused() -> Refusal:
-    """An HTTP server without sessions refused a message that has no id to fail."""
-    return Refusal(400, -32000, "The server refused the message")
 
 
 def callFailed(id: bytes | None, reason: Reason, message: str) -> Message:
