@@ -501,6 +501,60 @@ async def test_a_server_without_sessions_gets_none(live: Start, upstream: Faulty
 
 
 @pytest_twisted.ensureDeferred
+async def test_each_client_of_a_server_without_sessions_brings_its_own_credentials(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    def script(request: Received) -> bool:
+        if request.header(b"authorization") in (b"Bearer good", b"Bearer fine"):
+            return False
+        request.reply(401, type=None)
+        return True
+
+    upstream.session = None
+    upstream.script = script
+    gateway = await live(behind(upstream.url, forward_authorization=True))
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+
+    async def ask(token: str) -> Any:
+        named = {"Authorization": f"Bearer {token}"} if token else {}
+        return (await gateway.post("behind", message, **named)).message
+
+    # The handshake is made with them, too; who has bad ones is refused before it and after it.
+    for token in ("bad", "", "good", "bad", "", "fine"):
+        assert ("result" in await ask(token)) == (token in ("good", "fine")), token
+    sent = [(r.rpc, r.header(b"authorization")) for r in upstream.requests]
+    assert sent.count(("initialize", b"Bearer good")) == 1
+    assert ("initialize", b"Bearer fine") not in sent
+    assert [who for rpc, who in sent if rpc == "tools/list"] == [
+        b"Bearer good",
+        b"Bearer bad",
+        None,
+        b"Bearer fine",
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_takes_only_json_is_answered_though_its_stream_was_closed(
+    live: Start, upstream: FaultyUpstream
+) -> None:
+    def script(request: Received) -> bool:
+        if request.rpc != "tools/call":
+            return False
+        request.stream()
+        request.event(None, id="1", retry=10)
+        request.end()
+        return True
+
+    upstream.script = script
+    gateway = await live(behind(upstream.url))
+    (session,) = (await gateway.initialize("behind")).headers["Mcp-Session-Id"]
+    message = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "x"}}
+    answer = await gateway.post("behind", message, session, Accept="application/json")
+    assert (answer.status, answer.message["id"]) == (200, 7)
+    assert answer.reason == "outcome_unknown"
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_late_answer_is_dropped_and_counted(live: Start) -> None:
     gateway = await live(faulty(timeout=0.2))
     session = await gateway.session("faulty")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from relay_support import Bench, MemoryTarget
+from relay_support import CONTEXT, Bench, MemoryTarget
 from scripted import ScriptedServer
 
 pytestmark = pytest.mark.acceptance(52)
@@ -72,7 +72,7 @@ def test_a_blocked_reader_holds_the_next_link_too() -> None:
     stream = bench.stream()
     bench.relay.readerBlocked(stream)
     bench.server.newest.lose()
-    bench.relay.acquire()
+    bench.relay.acquire(CONTEXT)
     assert bench.server.newest.held == [None]
     bench.relay.readerDrained(stream)
     assert bench.server.newest.held == []

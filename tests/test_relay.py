@@ -36,6 +36,7 @@ from gateway.observe.observer import (
     MessageDropped,
     SessionRecovered,
 )
+from gateway.relay.repeats import WINDOW
 from gateway.relay.sender import SessionOver
 from gateway.wire.context import CallContext
 
@@ -100,7 +101,7 @@ def test_the_end_of_a_session_gives_its_handshake_up() -> None:
 def test_a_relay_whose_session_is_over_makes_no_link() -> None:
     bench = Bench().opened()
     bench.end()
-    error = failure(bench.relay.acquire())
+    error = failure(bench.relay.acquire(CONTEXT))
     assert isinstance(error, LinkFailed) and error.reason is Reason.SHUTTING_DOWN
     assert bench.server.handshakes == 1
 
@@ -344,7 +345,7 @@ def test_a_server_that_comes_back_as_less_ends_the_session(result: bytes) -> Non
     assert target.losses == [b"7"] and not target.answers
     assert bench.session.ended == "lost"
     assert stream.closed
-    assert isinstance(failure(bench.relay.acquire()), LinkFailed)
+    assert isinstance(failure(bench.relay.acquire(CONTEXT)), LinkFailed)
     assert CallFailed("scripted", "tools/call", "server_exited") in bench.observed.events
     bench.left()
 
@@ -353,7 +354,7 @@ def test_whoever_waits_for_a_narrowed_link_hears_it() -> None:
     bench = Bench().opened()
     bench.server.newest.lose()
     bench.server.result = NARROWED
-    assert isinstance(failure(bench.relay.acquire()), SessionOver)
+    assert isinstance(failure(bench.relay.acquire(CONTEXT)), SessionOver)
     bench.relay.over()
     bench.left()
 
@@ -775,9 +776,9 @@ def test_a_session_of_no_registry_is_dismissed() -> None:
 def test_a_server_without_sessions_is_greeted_by_the_gateway_itself() -> None:
     bench = Bench(ScriptedServer(http=True, sessionless=True), transparent=True)
     bench.session.record.initialized = True
-    bench.relay.greetAs(b"{}")
+    bench.relay.serveAll(b"{}")
     linked: list[ILink] = []
-    bench.relay.acquire().addCallback(linked.append)
+    bench.relay.acquire(CONTEXT).addCallback(linked.append)
     link = bench.server.newest
     assert not linked
     assert [sent.method for sent in link.sent] == ["notifications/initialized"]
@@ -787,4 +788,176 @@ def test_a_server_without_sessions_is_greeted_by_the_gateway_itself() -> None:
     assert bench.session.record.revision == "2025-06-18"
     bench.relay.request(request(1), MemoryTarget(), True, CONTEXT)
     assert link.last("tools/call")
+    bench.end()
+
+
+# Recovery in full.
+
+
+MINE = CallContext("scripted", headers=((b"authorization", b"mine"),))
+
+
+def subscribed(count: int, http: bool = False) -> Bench:
+    """A session with subscriptions, whose link was lost."""
+    bench = Bench(ScriptedServer(http=http)).opened()
+    bench.session.record.subscriptions.extend(f"x:{n}" for n in range(count))
+    bench.server.newest.lose()
+    return bench
+
+
+def test_every_subscription_is_repeated_though_there_are_more_than_calls_may_run() -> None:
+    bench = subscribed(600)
+    target = bench.ask()
+    link = bench.server.newest
+    assert len(link.of("resources/subscribe")) == WINDOW
+    for sent in link.sent:
+        if sent.method == "resources/subscribe":
+            link.reply(sent)
+    assert [sent.message.paramText("uri") for sent in link.of("resources/subscribe")] == [
+        f"x:{n}" for n in range(600)
+    ]
+    link.reply(link.last("tools/call"))
+    assert target.json["result"] == {}
+    assert not bench.observed.of(MessageDropped)
+    bench.end()
+
+
+def test_a_repetition_waits_for_room_and_its_failure_is_told() -> None:
+    bench = subscribed(WINDOW + 3)
+    bench.ask()
+    link = bench.server.newest
+    link.full = True
+    link.refuse(link.of("resources/subscribe")[0])
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "repeat_failed")]
+    assert len(link.of("resources/subscribe")) == WINDOW
+    link.full = False
+    link.listener.drained()
+    assert len(link.of("resources/subscribe")) == WINDOW + 1
+    # What the next link is asked again is no failure.
+    link.lose()
+    assert len(bench.observed.of(MessageDropped)) == 1
+    bench.ask(2)
+    bench.clock.advance(1.0)
+    assert len(bench.server.newest.of("resources/subscribe")) == WINDOW
+    bench.end()
+
+
+def test_a_repetition_without_an_answer_times_out_and_is_told() -> None:
+    bench = Bench(ScriptedServer(timeout=5.0)).opened()
+    bench.session.record.log_level = b'"debug"'
+    bench.server.newest.lose()
+    bench.relay.acquire(CONTEXT)
+    assert bench.server.newest.of("logging/setLevel")
+    bench.clock.advance(5.0)
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "repeat_failed")]
+    bench.end()
+
+
+def test_the_handshake_is_made_again_with_the_credentials_of_who_needs_it() -> None:
+    bench = subscribed(1, http=True)
+    bench.relay.request(request(1), MemoryTarget(), True, MINE)
+    link = bench.server.newest
+    assert isinstance(link, ScriptedHTTPLink)
+    link.accept(link.sent[0])
+    assert link.context is MINE
+    assert len(link.sent) == 3
+    assert all(sent.context is MINE for sent in link.sent)
+    bench.end()
+
+
+def test_refused_credentials_make_nobody_else_wait() -> None:
+    bench = Bench(ScriptedServer(http=True)).opened()
+    bench.server.newest.lose()
+    for _ in range(5):
+        bench.server.failNext(Reason.BAD_ANSWER, "who are you", status=401)
+        assert isinstance(failure(bench.relay.acquire(CONTEXT)), LinkFailed)
+    made: list[ILink] = []
+    bench.relay.acquire(MINE).addCallback(made.append)
+    assert not made and bench.server.handshakes == 7
+    bench.end()
+
+
+def test_who_waits_with_other_credentials_is_not_refused_with_the_first() -> None:
+    bench = Bench(ScriptedServer(http=True)).opened()
+    bench.server.newest.lose()
+    bench.server.handshakeHeld = True
+    ends: list[object] = []
+    for context in (CONTEXT, MINE, CONTEXT):
+        bench.relay.acquire(context).addBoth(ends.append)
+    bench.server.failNext(Reason.BAD_ANSWER, "who are you", status=401)
+    bench.server.finishHandshake()
+    assert [isinstance(end, Failure) for end in ends] == [True, True]
+    bench.server.finishHandshake()
+    link = bench.server.newest
+    assert isinstance(link, ScriptedHTTPLink) and link.context is MINE
+    link.accept(link.sent[0])
+    assert ends[2] is link
+    bench.end()
+
+
+def test_on_exit_lost_ends_the_session_with_the_servers_over_http() -> None:
+    for note in (False, True):
+        bench = Bench(ScriptedServer(http=True, on_exit="lost")).opened()
+        link = bench.server.newest
+        target = bench.ask(7)
+        told = bench.tell(notify("notifications/roots/list_changed"))
+        link.settle(link.sent[-1] if note else link.last("tools/call"), status=404)
+        assert target.losses == [b"7"] and told == [True]
+        assert bench.session.ended == "lost" and bench.server.handshakes == 1
+        bench.left()
+    bench = Bench(ScriptedServer(http=True, on_exit="lost")).opened()
+    bench.relay.abandon(bench.server.newest)
+    assert bench.session.ended == "lost"
+    bench.left()
+
+
+def test_every_link_that_was_opened_and_lost_is_told_once() -> None:
+    bench = Bench(ScriptedServer(http=True)).opened()
+    bench.server.newest.lose()
+    bench.relay.acquire(CONTEXT).addErrback(lambda _: None)
+    # Lost while it is greeted.
+    bench.server.newest.lose(Reason.UPSTREAM_UNREACHABLE)
+    bench.server.failNext()
+    for _ in range(3):
+        bench.relay.acquire(CONTEXT).addErrback(lambda _: None)
+        bench.clock.advance(5.0)
+    seen = [e for e in bench.observed.events if isinstance(e, (LinkOpened, LinkLost))]
+    assert seen == [
+        LinkOpened("scripted"),
+        LinkLost("scripted", "server_exited"),
+        LinkOpened("scripted"),
+        LinkLost("scripted", "upstream_unreachable"),
+        LinkOpened("scripted"),
+    ]
+    bench.relay.abandon(bench.server.newest)
+    bench.end()
+
+
+def test_what_waits_after_a_lost_link_has_its_deadline() -> None:
+    bench = Bench(ScriptedServer(timeout=10_000.0, max_timeout=10_000.0)).opened()
+    stream = bench.stream()
+    bench.server.newest.push(b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}')
+    bench.relay.detach(stream)
+    bench.server.newest.lose()
+    bench.clock.advance(30.0)
+    assert BoundReached("queued_for", "scripted") in bench.observed.of(BoundReached)
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "no_stream")]
+    bench.end()
+
+
+def test_a_client_that_takes_no_events_cannot_resume_its_call() -> None:
+    bench, link = transparent()
+    target = bench.ask(streams=False)
+    sent = link.last("tools/call")
+    link.mark(sent.call, EventMark(b"1"))
+    link.push(notify("notifications/message"), sent.call, EventMark(b"2"))
+    link.settle(sent, Reason.OUTCOME_UNKNOWN)
+    assert target.reason == "outcome_unknown"
+    # What was dropped gave its client no id either.
+    target = bench.ask()
+    sent = link.last("tools/call")
+    progress = notify("notifications/progress", '{"progressToken":9,"progress":1}')
+    link.push(progress, sent.call, EventMark(b"3"))
+    link.settle(sent, Reason.OUTCOME_UNKNOWN)
+    assert target.reason == "outcome_unknown"
     bench.end()

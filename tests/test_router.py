@@ -24,6 +24,7 @@ from gateway.relay.effects import (
     Forget,
     Forward,
     Happened,
+    OwnEnded,
 )
 from gateway.relay.router import Router
 from gateway.sessions.record import SessionRecord
@@ -630,7 +631,7 @@ def test_own_requests_are_answered_to_nobody() -> None:
         for _ in range(3)
     ]
     assert not only(answer(router, sent[0].message.id), Answer)
-    assert router.settled(sent[1].call, Reason.BAD_ANSWER, "no") == []
+    assert router.settled(sent[1].call, Reason.BAD_ANSWER, "no") == [OwnEnded(sent[1].call, False)]
     assert not only(router.expired(5.0), Answer)
     assert not router.calls
 
@@ -810,3 +811,65 @@ Traffic.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestTraffic = Traffic.TestCase
+
+
+# Routes that all clients of a server share.
+
+
+def makeCommon(**limits: int) -> Router:
+    router = makeRouter(strict=True, limits=Limits(**limits))
+    router.common = True
+    return router
+
+
+def test_nobody_answers_for_another_where_routes_are_common() -> None:
+    router = makeCommon()
+    call, _ = ask(router)
+    for asked in ("roots/list", "sampling/createMessage"):
+        (refused,) = router.fromServer(request(asked, b'"q"'), call, 0.0)
+        assert isinstance(refused, Forward) and refused.message.id == b'"q"'
+        assert error(refused.message)[0] == -32601
+        assert refused.context is call.context, "it goes with the credentials of the call"
+    (pong,) = router.fromServer(request("ping", b'"q"'), call, 0.0)
+    assert isinstance(pong, Forward)
+    assert pong.message.encode() == b'{"jsonrpc":"2.0","id":"q","result":{}}'
+    assert dropped(router.response(response(b"1"), 0.0)) == ["stray_response"]
+    progress = notify("notifications/progress", b'{"progressToken":1,"progress":1}')
+    assert dropped(router.notification(progress, 0.0)) == ["unknown_token"]
+    cancelled = notify("notifications/cancelled", b'{"requestId":1}')
+    assert dropped(router.notification(cancelled, 0.0)) == ["stray_cancel"]
+    assert call.cancelling is None
+    (forward,) = router.notification(notify("notifications/roots/list_changed"), 0.0)
+    assert isinstance(forward, Forward)
+    assert dropped(router.told(notify("notifications/tools/list_changed"), 0.0)) == ["no_stream"]
+
+
+def test_common_routes_have_no_bound_of_a_session_and_learn_nothing() -> None:
+    router = makeCommon(max_calls=2)
+    for n in range(10):
+        ask(router, b"%d" % n)
+    for method, params in (
+        ("logging/setLevel", b'{"level":"debug"}'),
+        ("resources/subscribe", b'{"uri":"x:"}'),
+    ):
+        call, _ = ask(router, method=method, params=params)
+        (answered,) = answer(router, call.upstream)
+        assert isinstance(answered, Answer)
+    assert router.record.log_level == b"" and router.record.subscriptions == []
+
+
+def test_own_requests_take_no_room_of_the_clients() -> None:
+    router = makeRouter(limits=Limits(max_calls=2))
+    for _ in range(5):
+        assert only(router.ownRequest(request("logging/setLevel"), CONTEXT, 0.0), Forward)
+    for n in range(2):
+        ask(router, b"%d" % n)
+    effects = router.request(request(), Stream(), True, CONTEXT, 0.0)
+    assert BoundReached("max_calls", "scripted") in events(effects)
+
+
+def test_a_timed_out_call_is_cancelled_with_its_own_context() -> None:
+    router = makeRouter(timeout=5.0)
+    ask(router)
+    (cancelled,) = only(router.expired(5.0), Forward)
+    assert cancelled.context is CONTEXT

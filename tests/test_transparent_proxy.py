@@ -12,7 +12,7 @@ from raw import start as start
 from scripted import ScriptedHTTPLink, Sent
 
 from gateway.links.interfaces import EventMark, Reason
-from gateway.observe.observer import SessionEnded
+from gateway.observe.observer import MessageDropped, SessionEnded
 from gateway.wire.envelope import decode
 
 
@@ -469,3 +469,53 @@ async def test_acceptance_47_aClientMayVanishAtAnyTime(start: Start) -> None:
     it.server.answers = True
     assert (await it.ask(rpc("ping", 7))).status == 200
     assert json.loads(it.link.hello.params)["protocolVersion"] == "2025-06-18"
+
+
+@pytest_twisted.ensureDeferred
+async def test_aJSONOnlyClientIsAnsweredWhenANumberedStreamIsClosed(start: Start) -> None:
+    it = await bench(start, "2025-11-25")
+    body = rpc("tools/call", 7)
+    accept = [*it.named, (b"Accept", b"application/json")]
+    client = await it.stack.send(b"POST", b"/mcp", body, accept)
+    await it.stack.until(lambda: it.link.of("tools/call"))
+    sent = it.link.last("tools/call")
+    it.link.mark(sent.call, EventMark(b"up-1", b"500"))
+    it.link.settle(sent, Reason.OUTCOME_UNKNOWN)
+    answer = await client.response()
+    assert (answer.status, answer.json["id"]) == (200, 7)
+    assert answer.json["error"]["data"]["reason"] == "outcome_unknown"
+
+
+@pytest_twisted.ensureDeferred
+async def test_aCommonHandshakeHasTheHeadersOfWhoeverNeedsIt(start: Start) -> None:
+    it = await sessionless(start)
+    await it.ask(rpc("ping", 1), (b"X-Who", b"me"))
+    await it.ask(rpc("ping", 2), (b"X-Who", b"you"))
+    assert it.server.handshakes == 1
+    assert (b"x-who", b"me") in it.link.context.headers
+    for sent, who in zip(it.link.sent, (b"me", b"me", b"you"), strict=True):
+        assert (b"x-who", who) in sent.context.headers
+
+
+@pytest_twisted.ensureDeferred
+async def test_noClientAnswersForAnotherOfAServerWithoutSessions(start: Start) -> None:
+    it = await sessionless(start)
+    await it.ask(rpc("ping", 0))
+    it.server.answers = False
+    _, sent = await it.call(1)
+    it.link.push(b'{"jsonrpc":"2.0","id":"q","method":"elicitation/create"}', sent.call)
+    refused = it.link.last("")
+    assert refused.id == b'"q"' and b"-32601" in refused.message.encode()
+    before = len(it.link.sent)
+    for body in (
+        b'{"jsonrpc":"2.0","id":1,"result":{}}',
+        rpc("notifications/progress", progressToken=1, progress=1),
+        rpc("notifications/cancelled", requestId=1),
+    ):
+        assert (await it.ask(body)).status == 202
+    assert len(it.link.sent) == before
+    assert [event.why for event in it.stack.observer.of(MessageDropped)] == [
+        "stray_response",
+        "unknown_token",
+        "stray_cancel",
+    ]

@@ -209,7 +209,10 @@ class StreamableEndpoint:
         if not requests:
             reply.finishBatch()
         for message in requests:
-            ask(self.shared, relay, message, reply, admitted.events, admitted.context)
+            # A stream the server numbers may end before its answer, for the client to resume;
+            # an answer made of several cannot.
+            streams = admitted.events and not self.transparent
+            ask(self.shared, relay, message, reply, streams, admitted.context)
 
     # GET and DELETE.
 

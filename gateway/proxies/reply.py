@@ -133,10 +133,14 @@ class Reply:
         self.exchange.answer(refusal.status, refusal.fields(), body)
 
     def close(self) -> None:
-        """The session is over: end what is open."""
+        """The session is over: end what is open; who got nothing yet is cut."""
+        done = self._done
         self._end()
         if self._channel is not None:
             self._channel.close()
+        elif not done:
+            self.exchange.onGone = None
+            self.exchange.abort()
 
     def beat(self, now: float) -> None:
         """The head has waited long enough."""

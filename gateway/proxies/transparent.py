@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred
 
 import gateway
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
-from gateway.observe.observer import MessageDropped
 from gateway.proxies.channel import Channel
 from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Admitted
@@ -56,12 +55,6 @@ class TransparentProxy(StreamableEndpoint):
     # A server without sessions.
 
     def withoutSession(self, admitted: Admitted) -> None:
-        message = admitted.message
-        if message is not None and message.method == "notifications/cancelled":
-            # The link is everybody's, and so are small ids: it could be another client's call.
-            self.shared.observer.observed(MessageDropped(self.server.name, "stray_cancel"))
-            admitted.exchange.answer(202, ())
-            return
         flow = Deferred.fromCoroutine(self._withoutSession(admitted))
         flow.addErrback(partial(self.broke, admitted.exchange))
 
@@ -72,12 +65,12 @@ class TransparentProxy(StreamableEndpoint):
         relay = self._commonRelay(revision, admitted.context)
         try:
             try:
-                link = await relay.acquire()
+                link = await relay.acquire(admitted.context)
             except SessionOver:
                 # It came back as another server; to nobody was the first one promised.
                 await self._drop(relay)
                 relay = self._commonRelay(revision, admitted.context)
-                link = await relay.acquire()
+                link = await relay.acquire(admitted.context)
         except LinkFailed as error:
             if message is None or message.kind is not Kind.REQUEST:
                 exchange.answer(202, ())
@@ -107,11 +100,12 @@ class TransparentProxy(StreamableEndpoint):
             initialized=True,
         )
         now = self.shared.clock.seconds()
-        # Not in the registry: no client holds it, and nothing of a client is in it.
+        # Not in the registry: no client holds it, and nothing of a client is in it, nor in its
+        # link; each call, and the one that needs the handshake, brings its own header fields.
         session = Session(record, now, now, tagOf(revision))
         common = CallContext(self.server.name, context.principal)
         relay = newRelay(self.shared, self.server, session, common, transparent=True)
-        relay.greetAs(_ownHello(revision))
+        relay.serveAll(_ownHello(revision))
         self._common[revision] = relay
         return relay
 
@@ -161,7 +155,7 @@ class TransparentProxy(StreamableEndpoint):
         last = admitted.exchange.head.header(b"last-event-id")
         for again in (False, True):
             try:
-                link = await relay.acquire()
+                link = await relay.acquire(admitted.context)
                 await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
                 return link
             except ListenRefused as error:

@@ -9,7 +9,17 @@ from gateway.observe.observer import Event
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 
-__all__ = ["Answer", "Call", "Changed", "Deliver", "Effect", "Forget", "Forward", "Happened"]
+__all__ = [
+    "Answer",
+    "Call",
+    "Changed",
+    "Deliver",
+    "Effect",
+    "Forget",
+    "Forward",
+    "Happened",
+    "OwnEnded",
+]
 
 
 @define(eq=False)
@@ -25,6 +35,7 @@ class Call:
     present: whether the client still waits for it.
     deadline, cap: when it times out: without progress, and at all. cancelling: when a cancelled
         call is given up; None while nobody cancelled it.
+    numbered: whether its client was sent an event id of the server's, and can resume from it.
     """
 
     id: bytes
@@ -78,6 +89,14 @@ class Forget:
 
 
 @frozen
+class OwnEnded:
+    """A request of the gateway's own is over; granted: the server answered with a result."""
+
+    call: Call
+    granted: bool
+
+
+@frozen
 class Changed:
     """The session's record changed."""
 
@@ -89,4 +108,4 @@ class Happened:
     event: Event
 
 
-Effect = Forward | Deliver | Answer | Forget | Changed | Happened
+Effect = Forward | Deliver | Answer | Forget | OwnEnded | Changed | Happened

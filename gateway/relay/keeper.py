@@ -25,6 +25,9 @@ from gateway.wire.refusals import Reason
 
 __all__ = ["LinkKeeper"]
 
+_CREDENTIALS_REFUSED = (401, 403)
+"""The HTTP statuses by which a server refuses who asks, not to work."""
+
 
 @define(eq=False)
 class LinkKeeper:
@@ -34,8 +37,8 @@ class LinkKeeper:
     Life: nothing until `acquire` → a link → `lost` → nothing until the next `acquire` → … →
     `close`. Whoever made the keeper closes it; it closes its link.
 
-    greet: awaited with each new link before anybody else gets it, and whether it is a
-        replacement; what it raises fails the attempt and closes the link.
+    greet: awaited with each new link before anybody else gets it, whether it is a replacement,
+        and the context of whoever needed it; what it raises fails the attempt and closes the link.
     isUsed: whether answers are still awaited on a link that was retired.
     """
 
@@ -44,14 +47,14 @@ class LinkKeeper:
     clock: IReactorTime
     limits: Limits
     observer: IObserver
-    greet: Callable[[ILink, bool], Awaitable[None]]
+    greet: Callable[[ILink, bool, CallContext], Awaitable[None]]
     isUsed: Callable[[ILink], bool]
     link: ILink | None = None
     hello: Hello | None = None
     closed: bool = False
     _greeting: ILink | None = None
     _attempt: Deferred[None] | None = None
-    _waiters: list[Deferred[ILink]] = field(factory=list)
+    _waiters: dict[Deferred[ILink], CallContext] = field(factory=dict)
     _opened: bool = False
     _openedAt: float = 0.0
     _retryAt: float = 0.0
@@ -62,7 +65,7 @@ class LinkKeeper:
 
     def acquire(self, context: CallContext) -> Deferred[ILink]:
         """
-        The link, or a new one.
+        The link, or a new one, whose handshake is made in this context.
 
         Fails with LinkFailed, or with what `greet` raised. Cancelling gives up waiting, not
         the attempt.
@@ -70,18 +73,20 @@ class LinkKeeper:
         if self.link is not None:
             return succeed(self.link)
         waiter: Deferred[ILink] = Deferred(self._gaveUp)
-        self._waiters.append(waiter)
+        self._waiters[waiter] = context
         if self.closed:
             self._fire(LinkFailed(Reason.SHUTTING_DOWN, "the session is over"))
         elif self._attempt is None:
-            attempt = Deferred.fromCoroutine(self._make(context))
-            self._attempt = attempt
-            attempt.addBoth(self._done)
+            self._start(context)
         return waiter
 
+    def _start(self, context: CallContext) -> None:
+        attempt = Deferred.fromCoroutine(self._make(context))
+        self._attempt = attempt
+        attempt.addBoth(self._done, context)
+
     def _gaveUp(self, waiter: Deferred[ILink]) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        self._waiters.pop(waiter, None)
 
     async def _make(self, context: CallContext) -> None:
         hello = self.hello
@@ -92,16 +97,19 @@ class LinkKeeper:
             await deferLater(self.clock, wait)
         try:
             link = await self.server.link(hello, self.listener, context)
-        except LinkFailed:
-            self._backOff()
+        except LinkFailed as error:
+            # A server that refuses one client's credentials is well; others need not wait.
+            if error.status not in _CREDENTIALS_REFUSED:
+                self._backOff()
             raise
         if self.closed:
             await link.close()
             raise LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
         again, self._opened = self._opened, True
         self._greeting, self._openedAt = link, self.clock.seconds()
+        self.observer.observed(LinkOpened(self.server.name))
         try:
-            await self.greet(link, again)
+            await self.greet(link, again, context)
         except BaseException:
             if self._greeting is link:
                 self._closing(link)
@@ -111,21 +119,37 @@ class LinkKeeper:
         if not alive:
             raise LinkFailed(Reason.SERVER_EXITED, "the server went away during its start")
         self.link = link
-        self.observer.observed(LinkOpened(self.server.name))
 
-    def _done(self, result: object) -> None:
+    def _done(self, result: object, context: CallContext) -> None:
         self._attempt = None
         if isinstance(result, Failure):
             why = result.value
             if why is None or isinstance(why, CancelledError):
                 why = LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
-            self._fire(why)
+            others: dict[Deferred[ILink], CallContext] = {}
+            if isinstance(why, LinkFailed) and why.status in _CREDENTIALS_REFUSED:
+                # Others wait, too, and theirs may be better.
+                others = {
+                    waiter: theirs
+                    for waiter, theirs in self._waiters.items()
+                    if theirs.headers != context.headers
+                }
+            self._fire(why, others)
         elif self.link is not None:
             self._fire(self.link)
 
-    def _fire(self, result: ILink | BaseException) -> None:
-        waiters, self._waiters = self._waiters, []
+    def _fire(
+        self,
+        result: ILink | BaseException,
+        spared: dict[Deferred[ILink], CallContext] | None = None,
+    ) -> None:
+        """Tell the waiters; those spared wait for an attempt with the context of the first."""
+        waiters, self._waiters = self._waiters, spared or {}
+        if spared:
+            self._start(next(iter(spared.values())))
         for waiter in waiters:
+            if spared and waiter in spared:
+                continue
             if isinstance(result, BaseException):
                 waiter.errback(result)
             else:
@@ -164,6 +188,11 @@ class LinkKeeper:
         What is still answered on it may come in; it is closed when that is over, at the latest
         with the keeper.
         """
+        if self.link is not None:
+            self.observer.observed(LinkLost(self.server.name, Reason.SERVER_EXITED.value))
+        self._retire()
+
+    def _retire(self) -> None:
         retired, self._retired = self._retired, []
         if self.link is not None:
             self._retired.append(self.link)
@@ -190,7 +219,7 @@ class LinkKeeper:
         self.closed = True
         if self._attempt is not None:
             self._attempt.cancel()
-        self.retire()
+        self._retire()
         retired, self._retired = self._retired, []
         for link in retired:
             self._closing(link)

@@ -33,10 +33,20 @@ from gateway.observe.observer import (
     MessageDropped,
     SessionRecovered,
 )
-from gateway.relay.effects import Answer, Call, Changed, Deliver, Effect, Forget, Forward
+from gateway.relay.effects import (
+    Answer,
+    Call,
+    Changed,
+    Deliver,
+    Effect,
+    Forget,
+    Forward,
+    OwnEnded,
+)
 from gateway.relay.keeper import LinkKeeper
 from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
+from gateway.relay.repeats import Repeats
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
 from gateway.relay.target import Target
@@ -83,6 +93,7 @@ class Relay:
     router: Router = field(init=False)
     readers: Readers = field(init=False)
     sender: Sender = field(init=False)
+    repeats: Repeats = field(init=False)
     closing: Deferred[None] | None = field(default=None, init=False)
     _keeper: LinkKeeper = field(init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
@@ -110,10 +121,10 @@ class Relay:
             self.clock,
             self.observer,
             self.server.name,
-            self.context,
             notes=http,
             endsWithLink=http,
         )
+        self.repeats = Repeats(self._ask, lambda: self._drop("repeat_failed"))
         self._judges = not isinstance(self.policy, AllowAll)
         self.session.live = self
         self.session.whenEnded(self._sessionEnded)
@@ -143,20 +154,44 @@ class Relay:
         """The link, while there is one."""
         return self._keeper.link
 
-    def acquire(self) -> Deferred[ILink]:
-        """The link, made again if it was lost. Fails with LinkFailed or SessionOver."""
-        return self._keeper.acquire(self.context)
+    def acquire(self, context: CallContext) -> Deferred[ILink]:
+        """
+        The link, made again if it was lost; a handshake for it is made in this context.
+
+        Fails with LinkFailed or SessionOver.
+        """
+        return self._keeper.acquire(context)
 
     def abandon(self, link: ILink) -> None:
-        """The server forgot this link's session: the next `acquire` makes another."""
-        if link is self._keeper.link:
+        """
+        The server forgot this link's session: the next `acquire` makes another, unless that
+        is the end of our session.
+        """
+        if self._endsWithLink:
+            self.over()
+        elif link is self._keeper.link:
+            self._forgetRepeats(link)
             self._keeper.retire()
+
+    def _forgetRepeats(self, link: object) -> None:
+        """What was not said again on this link yet is said on the next."""
+        if link is self.readers.link:
+            self.repeats.forget()
+
+    @property
+    def _endsWithLink(self) -> bool:
+        return self.server.settings.on_exit == "lost"
 
     def greetAs(self, params: bytes) -> None:
         """Make the handshake with these `params`, the gateway's own, when a link is needed."""
         self.session.record.initialize = params
         self._keeper.hello = Hello(params)
         self.router.greeted()
+
+    def serveAll(self, params: bytes) -> None:
+        """Serve all clients of a server without sessions; `params`: see `greetAs`."""
+        self.router.common = True
+        self.greetAs(params)
 
     async def dismiss(self, reason: str = "dismissed") -> None:
         """End a relay whose session is in no registry. Returns when its link is closed."""
@@ -165,7 +200,7 @@ class Relay:
         if self.closing is not None:
             await self.closing
 
-    async def _greet(self, link: ILink, again: bool) -> None:
+    async def _greet(self, link: ILink, again: bool, context: CallContext) -> None:
         """A new link: what was said to the last one is said again, then what waited goes."""
         self.readers.linked(link)
         record = self.session.record
@@ -177,26 +212,36 @@ class Relay:
         said, told = repetitions(record, result)
         for message in said:
             if message.kind is Kind.REQUEST:
-                now = self.clock.seconds()
-                for effect in self.router.ownRequest(message, self.context, now):
-                    if isinstance(effect, Forward) and effect.call is not None:
-                        effect.call.via = link
-                        link.send(effect.message, effect.call, self.context)
-            elif self.sender.notes:
-                note = Note(message, self.context, replayed=True, via=link)
-                if link.send(message, note, self.context):
-                    await self.sender.followed(note)
-            else:
-                link.send(message, None, self.context)
-        self._arm()
+                continue
+            note = Note(message, context, replayed=True, via=link) if self.sender.notes else None
+            if not link.send(message, note, context):
+                self._drop("repeat_failed")
+            elif note is not None:
+                await self.sender.followed(note)
+                if self.readers.link is not link:
+                    # Lost meanwhile; the keeper says so.
+                    return
+        asked = [message for message in said if message.kind is Kind.REQUEST]
+        self.repeats.start(asked, link, context)
         if again:
             self.observer.observed(SessionRecovered(self.server.name, self.session.tag))
             for message in told:
                 if not self._judges or self._allows(Direction.TO_CLIENT, message, self.context):
                     self._do(self.router.told(message, self.clock.seconds()))
-            self._arm()
         else:
             self._negotiated(result)
+
+    def _ask(self, message: Message, link: ILink, context: CallContext) -> Call | None:
+        """Send a request of the gateway's own; None if it was not taken."""
+        for effect in self.router.ownRequest(message, context, self.clock.seconds()):
+            if isinstance(effect, Forward) and effect.call is not None:
+                call = effect.call
+                call.via = link
+                if link.send(effect.message, call, context):
+                    self._arm()
+                    return call
+                self.router.settled(call, Reason.OVERLOADED, "")
+        return None
 
     # From the client, by its proxy.
 
@@ -214,7 +259,6 @@ class Relay:
             return
         self._do(self.router.request(message, target, streams, context, now))
         self.readers.weigh()
-        self._arm()
 
     def message(self, message: Message, context: CallContext) -> Deferred[bool]:
         """
@@ -255,7 +299,6 @@ class Relay:
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""
         self._do(self.router.attached(stream))
-        self._arm()
 
     def detach(self, stream: Target) -> None:
         """It ended."""
@@ -307,20 +350,24 @@ class Relay:
             self._drop("forbidden")
             if message.kind is Kind.REQUEST:
                 refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
-                self._forward(Forward(refused, None))
+                context = origin.context if isinstance(origin, Call) else None
+                self._forward(Forward(refused, None, context))
             return
-        if mark is not None and mark.id is not None and isinstance(origin, Call):
-            origin.numbered = self.transparent
         effects = self.router.fromServer(message, origin, self.clock.seconds())
-        self._do(effects, mark if self.transparent else None)
-        self._arm()
+        if not self.transparent:
+            mark = None
+        elif mark is not None and mark.id is not None and isinstance(origin, Call):
+            for effect in effects:
+                if isinstance(effect, Deliver) and effect.target is origin.target:
+                    origin.numbered = True
+        self._do(effects, mark)
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         if not self.transparent:
             return
         if isinstance(origin, Call):
-            origin.numbered = origin.numbered or mark.id is not None
             if origin.present and origin.streams:
+                origin.numbered = origin.numbered or mark.id is not None
                 origin.target.marked(mark)  # type: ignore[attr-defined]
         elif origin in self.router.streams:
             origin.marked(mark)  # type: ignore[attr-defined]
@@ -337,7 +384,11 @@ class Relay:
         if self.session.ended:
             return
         gone = settled.status == 404 and not _isSessionless(call)
-        if isinstance(call, Note):
+        if gone:
+            self._forgetRepeats(call.via)  # type: ignore[attr-defined]
+        if gone and self._endsWithLink:
+            self.over()
+        elif isinstance(call, Note):
             if gone and not call.replayed:
                 self.sender.again(call.message, call)
             else:
@@ -354,15 +405,17 @@ class Relay:
                 self._do(self.router.settled(call, settled.reason, settled.message, settled.body))
 
     def drained(self) -> None:
-        """A full queue refused at once; nothing waits here for room."""
+        # The client's own were refused at once.
+        self.repeats.more()
 
     def lost(self, reason: Reason, message: str) -> None:
         self._keeper.lost(reason)
         self.readers.linked(None)
+        self.repeats.forget()
         if self.session.ended:
             return
         self._do(self.router.linkLost(reason, message, self.clock.seconds()))
-        if self.server.settings.on_exit == "lost":
+        if self._endsWithLink:
             self.over()
 
     def _isUsed(self, link: ILink) -> bool:
@@ -400,12 +453,15 @@ class Relay:
             elif isinstance(effect, Forget):
                 if effect.call.via is not None:
                     effect.call.via.cancel(effect.call)
+            elif isinstance(effect, OwnEnded):
+                self.repeats.ended(effect.call, effect.granted)
             elif isinstance(effect, Changed):
                 self.registry.changed(self.session).addErrback(
                     lambda failure: self._log.failure("a session's change is not stored", failure)
                 )
             else:
                 self.observer.observed(effect.event)
+        self._arm()
 
     def _forward(self, effect: Forward) -> None:
         call = effect.call
@@ -444,7 +500,6 @@ class Relay:
     def _due(self) -> None:
         self._timer = None
         self._do(self.router.expired(self.clock.seconds()))
-        self._arm()
 
     # The end.
 
@@ -452,6 +507,7 @@ class Relay:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
+        self.repeats.forget()
         for call in self.router.withdrawn():
             if call.via is not None:
                 call.via.cancel(call)

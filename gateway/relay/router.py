@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import define, field
+from msgspec import Raw
 
 from gateway.guard.limits import Limits
 from gateway.observe.observer import BoundReached, CallStarted, MessageDropped
@@ -36,6 +37,7 @@ from gateway.relay.effects import (
     Forget,
     Forward,
     Happened,
+    OwnEnded,
 )
 from gateway.relay.questions import Questions
 from gateway.relay.recovery import learn
@@ -59,6 +61,12 @@ _NEEDS = {
 }
 """The client capability a server's request needs."""
 
+_NAMING = {
+    "notifications/cancelled": "stray_cancel",
+    "notifications/progress": "unknown_token",
+}
+"""What names a request by a small id, and why it is dropped where ids are everybody's."""
+
 _NEVER = float("inf")
 
 
@@ -71,6 +79,10 @@ class Router:
     timeout, max_timeout: seconds a call may take without progress, and at all.
     strict: whether a message goes only where the link says it belongs, and nowhere else: the
         streams of client and server are the same ones then.
+    common: whether all clients of a server share these routes, as one without sessions has them
+        do. Then what names no call of a client's own cannot be told to be that client's: its
+        answers, progress and cancellations are dropped, the server's requests are refused, the
+        record learns nothing, and the bound on calls is that on connections.
     """
 
     record: SessionRecord
@@ -78,6 +90,7 @@ class Router:
     timeout: float
     max_timeout: float
     strict: bool = False
+    common: bool = False
     calls: dict[bytes, Call] = field(factory=dict, init=False)
     soonest: float = field(default=_NEVER, init=False)
     _routes: Routes = field(init=False)
@@ -117,7 +130,7 @@ class Router:
             cap=now + self.max_timeout,
         )
         server = self.record.server
-        if len(self.calls) >= self.limits.max_calls:
+        if target is not None and self._isFull():
             answer = callFailed(call.id, Reason.OVERLOADED, "too many calls run in this session")
             return [
                 Happened(BoundReached("max_calls", server)),
@@ -133,6 +146,12 @@ class Router:
             effects += self._flush()
         return effects
 
+    def _isFull(self) -> bool:
+        most = self.limits.max_calls
+        if self.common or len(self.calls) < most:
+            return False
+        return sum(call.target is not None for call in self.calls.values()) >= most
+
     def towardsServer(self, call: Call) -> Message:
         """The call's request under the ids the server gets."""
         message = call.request
@@ -141,7 +160,7 @@ class Router:
         return message.withID(call.upstream)
 
     def ownRequest(self, message: Message, context: CallContext, now: float) -> list[Effect]:
-        """A request of the gateway itself, whose answer nobody waits for."""
+        """A request of the gateway itself; `OwnEnded` tells its end. It counts for no bound."""
         effects = self.request(message, None, False, context, now)
         for effect in effects:
             if isinstance(effect, Forward) and effect.call is not None:
@@ -150,6 +169,8 @@ class Router:
 
     def notification(self, message: Message, now: float) -> list[Effect]:
         """A notification of the client came."""
+        if self.common and message.method in _NAMING:
+            return [self._dropped(_NAMING[message.method])]
         if message.method == "notifications/cancelled":
             return self._cancelledByClient(message, now)
         if message.method == "notifications/progress":
@@ -220,13 +241,14 @@ class Router:
             known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
             return [self._dropped("late_answer" if known else "unknown_id")]
         effects: list[Effect] = []
-        if not message.isError and learn(self.record, call.request):
+        granted = not message.isError
+        if granted and not self.common and learn(self.record, call.request):
             effects.append(Changed())
             if len(self.record.subscriptions) > self.limits.max_subscriptions:
                 del self.record.subscriptions[0]
                 effects.append(Happened(BoundReached("max_subscriptions", self.record.server)))
         if call.target is None:
-            return effects
+            return [*effects, OwnEnded(call, granted)]
         if not call.present and origin in self._routes.attached:
             # The client vanished from its own stream and resumed it on this one.
             call.target, call.present = origin, True
@@ -245,13 +267,19 @@ class Router:
 
     def _requestOfServer(self, message: Message, origin: object, now: float) -> list[Effect]:
         assert message.id is not None
+        context = origin.context if isinstance(origin, Call) else None
+        if self.common:
+            if message.method == "ping":
+                return [Forward(_pong(message.id), None, context)]
+            return [self._refused(message.id, -32601, "No one client could answer", context)]
         needed = _NEEDS.get(message.method)
         if needed is not None and needed not in self._capabilities:
-            return [self._refused(message.id, -32601, f"The client does not offer {needed}")]
+            why = f"The client does not offer {needed}"
+            return [self._refused(message.id, -32601, why, context)]
         if len(self._questions) >= self.limits.max_server_requests:
             return [
                 Happened(BoundReached("max_server_requests", self.record.server)),
-                self._refused(message.id, -32603, "Too many requests wait for the client"),
+                self._refused(message.id, -32603, "Too many requests wait for the client", context),
             ]
         until = now + self.max_timeout
         question = self._questions.ask(message, until)
@@ -280,6 +308,8 @@ class Router:
 
     def told(self, message: Message, now: float) -> list[Effect]:
         """Tell the client something of the gateway's own."""
+        if self.common:
+            return [self._dropped("no_stream")]
         target = self._routes.any(False)
         return self._wait(message, now) if target is None else [Deliver(message, target)]
 
@@ -399,7 +429,7 @@ class Router:
 
     def _failed(self, call: Call, reason: Reason, message: str) -> list[Effect]:
         if call.target is None:
-            return []
+            return [OwnEnded(call, False)]
         return [Answer(call, callFailed(call.id, reason, message), reason.value)]
 
     def expired(self, now: float) -> list[Effect]:
@@ -443,7 +473,7 @@ class Router:
             "notifications/cancelled", requestId=call.upstream, reason=b'"timeout"'
         )
         return [
-            Forward(cancelled, None),
+            Forward(cancelled, None, call.context),
             Forget(call),
             *self._failed(call, Reason.TIMEOUT, "the server did not answer in time"),
         ]
@@ -470,8 +500,16 @@ class Router:
         self._lastID += 1
         return b"%d" % self._lastID
 
-    def _refused(self, id: bytes, code: int, message: str) -> Forward:
-        return Forward(errorMessage(id, code, message), None)
+    def _refused(
+        self, id: bytes, code: int, message: str, context: CallContext | None = None
+    ) -> Forward:
+        return Forward(errorMessage(id, code, message), None, context)
 
     def _dropped(self, why: str) -> Happened:
         return Happened(MessageDropped(self.record.server, why))
+
+
+def _pong(id: bytes) -> Message:
+    """The answer to a `ping`."""
+    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
+    return Message(Kind.RESPONSE, fields, id)

@@ -77,7 +77,6 @@ class Sender:
     clock: IReactorTime
     observer: IObserver
     name: str
-    context: CallContext
     notes: bool
     endsWithLink: bool
     _outgoing: deque[tuple[Message, Call | Note | None, CallContext]] = field(
@@ -113,7 +112,7 @@ class Sender:
         self._outgoing.append((message, call, context))
         self._held += len(message.encode())
         if len(self._outgoing) == 1:
-            acquired = self.keeper.acquire(self.context)
+            acquired = self.keeper.acquire(context)
             acquired.addCallbacks(lambda _: self._linked(), self._notLinked)
             acquired.addErrback(lambda failure: self._log.failure("while sending", failure))
 
