@@ -49,7 +49,11 @@ class Limits:
     session_unused: float = _bound(60.0, "seconds", "404 -32001 afterwards")
     retry_after: int = _bound(5, "seconds", "the value of Retry-After")
 
-    max_calls: int = _bound(256, "calls per session", "`overloaded` for the call")
+    max_calls: int = _bound(
+        256,
+        "calls per session",
+        "`overloaded` for the call; not for servers without sessions",
+    )
     max_server_requests: int = _bound(
         64, "unanswered server requests per session", "-32603 to the server"
     )

@@ -102,7 +102,10 @@ class CallFailed(Event):
 
 @frozen
 class MessageDropped(Event):
-    """why: late_answer, unknown_id, unknown_token, stray_response, undeliverable, ..."""
+    """
+    why: late_answer, unknown_id, unknown_token, stray_response, stray_cancel, undeliverable,
+    no_stream, client_gone, repeat_failed, forbidden, and the like.
+    """
 
     server: str
     why: str
