@@ -38,6 +38,8 @@ warnings.simplefilter("ignore", MCPDeprecationWarning)
 JSON = dict[str, Any]
 Context = ServerRequestContext[Any, Any]
 STEP_SECONDS = 0.05  # between the notifications of one tool call
+PATIENCE_SECONDS = 10
+"""How long the suite reads the stream of `test_reconnection`."""
 
 
 def png() -> bytes:
@@ -157,10 +159,17 @@ async def elicitationEnums(ctx: Context, _: JSON) -> list[JSON]:
 
 
 async def reconnection(ctx: Context, _: JSON) -> list[JSON]:
-    """Where there is a stream to close, close it; the client comes back for the answer."""
+    """
+    Have the client come back for the answer.
+
+    Where there is a stream to close it is closed. On stdio there is none: there the answer takes
+    longer than the suite reads a stream, so that it is the suite that leaves and resumes.
+    """
     if ctx.close_sse_stream is not None:
         await ctx.close_sse_stream()
         await anyio.sleep(2 * STEP_SECONDS)
+    else:
+        await anyio.sleep(PATIENCE_SECONDS + 1)
     return [text("Reconnection test completed.")]
 
 
