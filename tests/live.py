@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import pytest_twisted
 import treq
 from attrs import define, field
+from faulty_upstream import FaultyUpstream
 from raw import Recorder
 from twisted.internet import reactor
 
@@ -118,3 +121,28 @@ async def startLive(*servers: ServerSettings, **limits: Any) -> Live:
     service.startService()
     port = service.ports[0].getHost().port
     return Live(service, recorder, f"http://127.0.0.1:{port}")
+
+
+Start = Callable[..., Awaitable[Live]]
+
+
+@pytest_twisted.async_yield_fixture
+async def live() -> AsyncIterator[Start]:
+    """Starts gateways, and stops them after the test."""
+    running: list[Live] = []
+
+    async def start(*servers: Any, **limits: Any) -> Live:
+        running.append(await startLive(*servers, **limits))
+        return running[-1]
+
+    yield start
+    for gateway in running:
+        await gateway.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def upstream() -> AsyncIterator[FaultyUpstream]:
+    server = FaultyUpstream()
+    server.start(reactor)
+    yield server
+    await server.close()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
-from live import Answer, Live, behind, faulty, startLive
+from live import Answer, Start, behind, faulty
+from live import live as live
+from live import upstream as upstream
 from raw import RawClient, rpc
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
@@ -21,30 +22,6 @@ from twisted.internet.task import deferLater
 
 from gateway.observe.observer import MessageDropped, SessionRecovered
 from gateway.service import State
-
-Start = Callable[..., Awaitable[Live]]
-
-
-@pytest_twisted.async_yield_fixture
-async def live() -> AsyncIterator[Start]:
-    """Starts gateways, and stops them after the test."""
-    running: list[Live] = []
-
-    async def start(*servers: Any, **limits: Any) -> Live:
-        running.append(await startLive(*servers, **limits))
-        return running[-1]
-
-    yield start
-    for gateway in running:
-        await gateway.stop()
-
-
-@pytest_twisted.async_yield_fixture
-async def upstream() -> AsyncIterator[FaultyUpstream]:
-    server = FaultyUpstream()
-    server.start(reactor)
-    yield server
-    await server.close()
 
 
 def alive(pid: int) -> bool:

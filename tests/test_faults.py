@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_twisted
 from faulty_upstream import FaultyUpstream
-from live import Live, behind, faulty, startLive
+from live import Live, Start, behind, faulty
+from live import live as live
+from live import upstream as upstream
 from processes import startGateway
 from raw import RawClient
 from stdio_support import CONTEXT, FAULTY, HELLO, Bench, Listener, call
@@ -23,30 +25,6 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.process import reapAllProcesses
 
 from gateway.observe.observer import CallAnswered
-
-Start = Callable[..., Awaitable[Live]]
-
-
-@pytest_twisted.async_yield_fixture
-async def live() -> AsyncIterator[Start]:
-    """Starts gateways, and stops them after the test."""
-    running: list[Live] = []
-
-    async def start(*servers: Any, **limits: Any) -> Live:
-        running.append(await startLive(*servers, **limits))
-        return running[-1]
-
-    yield start
-    for gateway in running:
-        await gateway.stop()
-
-
-@pytest_twisted.async_yield_fixture
-async def upstream() -> AsyncIterator[FaultyUpstream]:
-    server = FaultyUpstream()
-    server.start(reactor)
-    yield server
-    await server.close()
 
 
 @pytest_twisted.async_yield_fixture
