@@ -32,6 +32,7 @@ __all__ = [
     "Outcome",
     "Reason",
     "Settled",
+    "keepsNoSessions",
 ]
 
 
@@ -234,3 +235,8 @@ class IServer(Interface):
 
     def drain() -> Deferred[None]:
         """Close every link. Fires when none of its processes or connections is left."""
+
+
+def keepsNoSessions(link: object) -> bool:
+    """Whether a link's server gave no session id: it keeps no sessions, and none can be lost."""
+    return IHTTPLink.providedBy(link) and bool(link.sessionless)

@@ -19,7 +19,7 @@ from gateway.proxies.streams import ClientStream
 from gateway.sessions.events import EventLog, NumberedStream
 from gateway.wire.envelope import Message
 from gateway.wire.exchange import Exchange
-from gateway.wire.refusals import Reason, callFailed
+from gateway.wire.refusals import lostWithSession
 from gateway.wire.sse import comment, encodeEvent
 
 __all__ = ["Channel", "ChannelOwner"]
@@ -131,8 +131,7 @@ class Channel:
 
     def lost(self, id: bytes) -> None:
         """The session is lost; the call with this id ends."""
-        why = "the server went away and the session with it"
-        self.answer(callFailed(id, Reason.SERVER_EXITED, why))
+        self.answer(lostWithSession(id))
 
     def close(self) -> None:
         """End in order; what was kept can still be fetched."""

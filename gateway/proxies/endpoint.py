@@ -9,15 +9,13 @@ What the streamable and the transparent proxy have in common: a Streamable HTTP 
 
 from __future__ import annotations
 
-from functools import partial
-
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
+from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
@@ -97,12 +95,6 @@ class StreamableEndpoint:
             admitted.exchange.answer(202, ())
         elif message is not None and message.method == "initialize" and message.id is not None:
             self._initialize(admitted, message)
-        elif (
-            message is not None
-            and message.kind is Kind.NOTIFICATION
-            and (self.sessionless() is False)
-        ):
-            admitted.exchange.answer(202, ())
         else:
             self.withoutSession(admitted)
 
@@ -110,7 +102,7 @@ class StreamableEndpoint:
 
     def _initialize(self, admitted: Admitted, message: Message) -> None:
         flow = Deferred.fromCoroutine(self._initialized(admitted, message))
-        flow.addErrback(partial(self.broke, admitted.exchange))
+        flow.addErrback(self.ladder.broke, admitted.exchange)
 
     async def _initialized(self, admitted: Admitted, message: Message) -> None:
         exchange, context, registry = admitted.exchange, admitted.context, self.shared.registry
@@ -136,11 +128,6 @@ class StreamableEndpoint:
         exchange.onGone = None
         if not gone:
             exchange.answer(200, fields, answer.encode())
-
-    def broke(self, exchange: Exchange, failure: Failure) -> None:
-        """A flow failed as none should: the client is cut, the log knows why."""
-        self.log.failure("a request broke the gateway", failure)
-        exchange.abort()
 
     # Requests, batches, notifications and responses.
 
@@ -177,7 +164,7 @@ class StreamableEndpoint:
     def _tell(self, admitted: Admitted, relay: Relay, messages: list[Message]) -> None:
         told = gatherResults([relay.message(message, admitted.context) for message in messages])
         told.addCallback(self._told, admitted.exchange)
-        told.addErrback(partial(self.broke, admitted.exchange))
+        told.addErrback(self.ladder.broke, admitted.exchange)
 
     def _told(self, taken: list[bool], exchange: Exchange) -> None:
         if all(taken):
@@ -188,14 +175,7 @@ class StreamableEndpoint:
 
     def _batch(self, admitted: Admitted, relay: Relay, batch: list[Message | NotAMessage]) -> None:
         """MCP 2025-03-26: the members go to the server one by one, the answer is one array."""
-        requests: list[Message] = []
-        others: list[Message] = []
-        bad: list[bytes] = []
-        for item in batch:
-            if isinstance(item, NotAMessage):
-                bad.append(refusals.notAMessage(str(item)).body(item.id))
-            else:
-                (requests if item.kind is Kind.REQUEST else others).append(item)
+        requests, others, bad = parted(batch)
         if not requests and not bad:
             self._tell(admitted, relay, others)
             return
@@ -227,7 +207,7 @@ class StreamableEndpoint:
     def _delete(self, admitted: Admitted, session: Session) -> None:
         ended = self.shared.registry.end(session, "deleted")
         ended.addCallback(lambda _: admitted.exchange.answer(204, ()))
-        ended.addErrback(partial(self.broke, admitted.exchange))
+        ended.addErrback(self.ladder.broke, admitted.exchange)
 
 
 @define(eq=False)

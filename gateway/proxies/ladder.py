@@ -158,16 +158,17 @@ class Ladder:
         principal.addCallbacks(
             known, lambda failure: self._notAuthenticated(exchange, failure.value)
         )
-        principal.addErrback(self._broke, exchange)
+        principal.addErrback(self.broke, exchange)
 
     def _notAuthenticated(self, exchange: Exchange, error: BaseException | None) -> None:
         if isinstance(error, NotAuthenticated):
             refusal = refusals.notAuthenticated(error.challenge)
             self.refuse(exchange, refusal, "authentication")
         else:
-            self._broke(Failure(error), exchange)
+            self.broke(Failure(error), exchange)
 
-    def _broke(self, failure: Failure, exchange: Exchange) -> None:
+    def broke(self, failure: Failure, exchange: Exchange) -> None:
+        """A flow failed as none should: the client is cut, the log knows why."""
         self._log.failure("a request broke the gateway", failure)
         exchange.abort()
 
@@ -261,10 +262,8 @@ class Ladder:
                 or self.claims(head, message)
             ):
                 return self._judged(admitted, entrance, then)
-            if head.method == b"GET" and self._version(head) in MODERN:
-                return self._noStream(admitted, entrance)
-            if head.method == b"DELETE" and self._version(head) in MODERN:
-                return self._noStream(admitted, entrance)
+            if head.method != b"POST" and self._version(head) in MODERN:
+                return self._postOnly(admitted)
             names = head.headerValues(b"mcp-session-id")
         else:
             if head.method == b"GET":
@@ -274,9 +273,7 @@ class Ladder:
             return self._unnamed(admitted, entrance, then)
         name = names[0].decode("latin-1") if len(names) == 1 else ""
         server, principal = entrance.server.name, admitted.context.principal
-        starts = head.method == b"GET" or message is None or message.kind is Kind.REQUEST
-        if head.method == b"DELETE":
-            starts = False
+        starts = head.method != b"DELETE" and (message is None or message.kind is Kind.REQUEST)
         session = self.shared.registry.find(name, server, principal, starts=starts)
         # What is another transport's session does not exist for this one.
         if session is not None and session.record.transport == entrance.naming.value:
@@ -285,7 +282,7 @@ class Ladder:
             return self._judged(admitted, entrance, then)
         located = self.shared.registry.locate(name, server, principal)
         located.addCallback(self._located, admitted)
-        located.addErrback(self._broke, admitted.exchange)
+        located.addErrback(self.broke, admitted.exchange)
         return None
 
     def _located(self, where: Local | Remote | Gone, admitted: Admitted) -> None:
@@ -298,7 +295,7 @@ class Ladder:
             return self.refuse(admitted.exchange, refusal, "session", admitted.id)
         if entrance.sessionless() is not False:
             if admitted.exchange.head.method != b"POST":
-                return self._noStream(admitted, entrance)
+                return self._postOnly(admitted)
             return self._judged(admitted, entrance, then)
         if admitted.refusal is not None:
             return self._refuseLate(admitted)
@@ -312,7 +309,7 @@ class Ladder:
         refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
         return self.refuse(admitted.exchange, refusal, "session", admitted.id)
 
-    def _noStream(self, admitted: Admitted, entrance: Entrance) -> None:
+    def _postOnly(self, admitted: Admitted) -> None:
         refusal = refusals.methodNotAllowed(b"POST, OPTIONS")
         self.refuse(admitted.exchange, refusal, "method")
 

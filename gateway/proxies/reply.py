@@ -20,7 +20,7 @@ from gateway.proxies.streams import ClientStream, ReaderWatch, openStream
 from gateway.sessions.events import EventLog
 from gateway.wire.envelope import Message, encodeBatch
 from gateway.wire.exchange import Exchange
-from gateway.wire.refusals import JSON_TYPE, Reason, callFailed, sessionNotFound
+from gateway.wire.refusals import JSON_TYPE, lostWithSession, sessionNotFound
 
 __all__ = ["Reply", "ReplyOwner"]
 
@@ -123,8 +123,7 @@ class Reply:
         if self._done:
             return
         if self._channel is not None:
-            why = "the server went away and the session with it"
-            self.answer(callFailed(id, Reason.SERVER_EXITED, why))
+            self.answer(lostWithSession(id))
             return
         self._end()
         self.exchange.onGone = None

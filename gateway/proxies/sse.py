@@ -11,15 +11,13 @@ other's.
 
 from __future__ import annotations
 
-from functools import partial
-
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.links.interfaces import EventMark, IServer
 from gateway.observe.observer import MessageDropped
+from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
@@ -98,7 +96,7 @@ class SSEProxy:
 
     def _opened(self, admitted: Admitted) -> None:
         flow = Deferred.fromCoroutine(self._open(admitted))
-        flow.addErrback(partial(self._broke, admitted.exchange))
+        flow.addErrback(self.ladder.broke, admitted.exchange)
 
     async def _open(self, admitted: Admitted) -> None:
         exchange, context, shared = admitted.exchange, admitted.context, self.shared
@@ -138,10 +136,6 @@ class SSEProxy:
         relay.readerOpened(stream, channel)
         stream.write(encodeEvent(_endpoint(exchange, session), event=b"endpoint"))
         relay.attach(channel)
-
-    def _broke(self, exchange: Exchange, failure: Failure) -> None:
-        self._log.failure("a request broke the gateway", failure)
-        exchange.abort()
 
     # POST
 
@@ -215,17 +209,9 @@ class SSEProxy:
         batch: list[Message | NotAMessage],
     ) -> None:
         relay = conversation.relay
-        requests = [
-            item for item in batch if isinstance(item, Message) and item.kind is Kind.REQUEST
-        ]
-        bad = [
-            refusals.notAMessage(str(item)).body(item.id)
-            for item in batch
-            if isinstance(item, NotAMessage)
-        ]
-        for item in batch:
-            if isinstance(item, Message) and item.kind is not Kind.REQUEST:
-                self._tell(conversation, admitted, item)
+        requests, others, bad = parted(batch)
+        for item in others:
+            self._tell(conversation, admitted, item)
         answer = _BatchAnswer(conversation.stream, len(requests) + len(bad), bad)
         if bad and not requests:
             answer.send()

@@ -9,14 +9,12 @@ handshake is the gateway's own.
 
 from __future__ import annotations
 
-from functools import partial
-
 import msgspec
 from attrs import define, field
 from twisted.internet.defer import Deferred
 
 import gateway
-from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.links.interfaces import ILink, LinkFailed, ListenRefused, keepsNoSessions
 from gateway.proxies.channel import Channel
 from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Admitted
@@ -49,14 +47,14 @@ class TransparentProxy(StreamableEndpoint):
 
     def withoutID(self, relay: Relay) -> bool:
         link = relay.link
-        self._keepsNone = _keepsNoSessions(link)
+        self._keepsNone = keepsNoSessions(link)
         return self._keepsNone
 
     # A server without sessions.
 
     def withoutSession(self, admitted: Admitted) -> None:
         flow = Deferred.fromCoroutine(self._withoutSession(admitted))
-        flow.addErrback(partial(self.broke, admitted.exchange))
+        flow.addErrback(self.ladder.broke, admitted.exchange)
 
     async def _withoutSession(self, admitted: Admitted) -> None:
         exchange, message = admitted.exchange, admitted.message
@@ -78,7 +76,7 @@ class TransparentProxy(StreamableEndpoint):
                 failed = callFailed(message.id, error.reason, error.message)
                 exchange.answer(200, (refusals.JSON_TYPE,), failed.encode())
             return
-        self._keepsNone = _keepsNoSessions(link)
+        self._keepsNone = keepsNoSessions(link)
         if self._keepsNone:
             self.post(admitted, relay)
             return
@@ -124,7 +122,7 @@ class TransparentProxy(StreamableEndpoint):
 
     def get(self, admitted: Admitted, relay: Relay) -> None:
         flow = Deferred.fromCoroutine(self._get(admitted, relay))
-        flow.addErrback(partial(self.broke, admitted.exchange))
+        flow.addErrback(self.ladder.broke, admitted.exchange)
 
     async def _get(self, admitted: Admitted, relay: Relay) -> None:
         """The client's stream is the server's; where the server has none, there is none."""
@@ -178,10 +176,6 @@ class TransparentProxy(StreamableEndpoint):
     def getClosed(self, relay: Relay, channel: Channel) -> None:
         if relay.link is not None:
             relay.link.cancel(channel)
-
-
-def _keepsNoSessions(link: ILink | None) -> bool:
-    return IHTTPLink.providedBy(link) and bool(link.sessionless)
 
 
 def _ownHello(revision: str) -> bytes:

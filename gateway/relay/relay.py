@@ -20,11 +20,11 @@ from gateway.guard.policy import AllowAll, Direction, IPolicy
 from gateway.links.interfaces import (
     EventMark,
     Hello,
-    IHTTPLink,
     ILink,
     ILinkListener,
     IServer,
     Settled,
+    keepsNoSessions,
 )
 from gateway.observe.observer import (
     CallAnswered,
@@ -167,7 +167,7 @@ class Relay:
         The server forgot this link's session: the next `acquire` makes another, unless that
         is the end of our session.
         """
-        if self._endsWithLink:
+        if self._lostOnExit:
             self.over()
         elif link is self._keeper.link:
             self._forgetRepeats(link)
@@ -179,7 +179,7 @@ class Relay:
             self.repeats.forget()
 
     @property
-    def _endsWithLink(self) -> bool:
+    def _lostOnExit(self) -> bool:
         return self.server.settings.on_exit == "lost"
 
     def greetAs(self, params: bytes) -> None:
@@ -386,7 +386,7 @@ class Relay:
         gone = settled.status == 404 and not _isSessionless(call)
         if gone:
             self._forgetRepeats(call.via)  # type: ignore[attr-defined]
-        if gone and self._endsWithLink:
+        if gone and self._lostOnExit:
             self.over()
         elif isinstance(call, Note):
             if gone and not call.replayed:
@@ -415,7 +415,7 @@ class Relay:
         if self.session.ended:
             return
         self._do(self.router.linkLost(reason, message, self.clock.seconds()))
-        if self._endsWithLink:
+        if self._lostOnExit:
             self.over()
 
     def _isUsed(self, link: ILink) -> bool:
@@ -535,5 +535,4 @@ class Relay:
 
 def _isSessionless(sent: object) -> bool:
     """Whether something went to a server that keeps no sessions, so that none can be lost."""
-    via = sent.via if isinstance(sent, (Call, Note)) else None
-    return IHTTPLink.providedBy(via) and bool(via.sessionless)
+    return isinstance(sent, (Call, Note)) and keepsNoSessions(sent.via)

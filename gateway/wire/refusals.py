@@ -27,6 +27,7 @@ __all__ = [
     "discoverNotServed",
     "errorMessage",
     "headersDisagree",
+    "lostWithSession",
     "malformedHead",
     "methodNotAllowed",
     "noStream",
@@ -255,3 +256,9 @@ def shuttingDown(retryAfter: int) -> Refusal:
 def callFailed(id: bytes | None, reason: Reason, message: str) -> Message:
     """The answer to a call that failed in a live session: HTTP 200 with this error."""
     return errorMessage(id, -32000, message, {"reason": reason.value})
+
+
+def lostWithSession(id: bytes) -> Message:
+    """The answer to a call whose session was lost when its stream was open already."""
+    why = "the server went away and the session with it"
+    return callFailed(id, Reason.SERVER_EXITED, why)
