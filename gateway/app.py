@@ -23,10 +23,10 @@ __all__ = ["GatewayApp", "Mount"]
 
 @define(eq=False)
 class Mount:
-    """The proxies in front of one server; sse is None where none serves it."""
+    """The proxies in front of one server."""
 
     http: StreamableEndpoint
-    sse: SSEProxy | None
+    sse: SSEProxy
 
 
 @define(eq=False)
@@ -83,29 +83,25 @@ class GatewayApp:
         return self._refusing(refusals.notFound())
 
     def _http(self, name: str | None, path: str) -> IResource:
-        mount = self.mounts.get(name) if name is not None else None
+        mount = self._mountOf(name)
         if mount is None:
             return self._refusing(refusals.unknownServer())
         return ProxyResource(lambda exchange: mount.http.serve(exchange, path.encode()))
 
     def _sse(self, name: str | None, path: str) -> IResource:
-        sse = self._sseOf(name)
-        if sse is None:
-            return self._refusing(self._noSSE(name))
-        return ProxyResource(lambda exchange: sse.serveStream(exchange, path.encode()))
+        mount = self._mountOf(name)
+        if mount is None:
+            return self._refusing(refusals.unknownServer())
+        return ProxyResource(lambda exchange: mount.sse.serveStream(exchange, path.encode()))
 
     def _messages(self, name: str | None, path: str) -> IResource:
-        sse = self._sseOf(name)
-        if sse is None:
-            return self._refusing(self._noSSE(name))
-        return ProxyResource(lambda exchange: sse.serveMessages(exchange, path.encode()))
+        mount = self._mountOf(name)
+        if mount is None:
+            return self._refusing(refusals.unknownServer())
+        return ProxyResource(lambda exchange: mount.sse.serveMessages(exchange, path.encode()))
 
-    def _noSSE(self, name: str | None) -> Refusal:
-        return refusals.notFound() if name in self.mounts else refusals.unknownServer()
-
-    def _sseOf(self, name: str | None) -> SSEProxy | None:
-        mount = self.mounts.get(name) if name is not None else None
-        return None if mount is None else mount.sse
+    def _mountOf(self, name: str | None) -> Mount | None:
+        return self.mounts.get(name) if name is not None else None
 
     def _refusing(self, refusal: Refusal) -> IResource:
         return ProxyResource(lambda exchange: self.ladder.refuse(exchange, refusal, "route"))

@@ -8,7 +8,6 @@ from twisted.internet.interfaces import IListeningPort
 
 import gateway
 from gateway.config import Configuration
-from gateway.settings import HTTPSettings, StdioSettings
 
 __all__ = ["banner"]
 
@@ -37,16 +36,10 @@ def banner(configuration: Configuration, ports: Sequence[IListeningPort]) -> str
     for base in bases:
         for server in configuration.servers:
             url = f"{base}/servers/{server.name}"
-            if isinstance(server, HTTPSettings) and server.transport == "sse":
-                lines.append(f"  {server.name:<{width}}  is over HTTP+SSE, which is not served yet")
-                continue
             lines.append(f"  {server.name:<{width}}  {url}/mcp  (Streamable HTTP)")
-            if isinstance(server, StdioSettings):
-                lines.append(f"  {'':<{width}}  {url}/sse  (HTTP+SSE)")
+            lines.append(f"  {'':<{width}}  {url}/sse  (HTTP+SSE)")
     lines.append("Paste into a terminal to add it to Claude Code:")
     for server in configuration.servers:
-        if isinstance(server, HTTPSettings) and server.transport == "sse":
-            continue
         url = f"{bases[0]}/servers/{server.name}/mcp"
         lines.append(f"  claude mcp add --transport http {server.name} {url}")
     lines += [f"note: {notice}" for notice in configuration.notices]

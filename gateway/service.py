@@ -47,7 +47,7 @@ from gateway.servers.stdio import StdioServer
 from gateway.servers.unserved import UnservedServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
-from gateway.settings import ServerSettings, StdioSettings
+from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
 
 __all__ = ["GatewayService", "State"]
 
@@ -279,9 +279,10 @@ class GatewayService(Service):
 
 
 def _mount(server: IServer, shared: Shared, ladder: Ladder) -> Mount:
-    if isinstance(server.settings, StdioSettings):
-        return Mount(StreamableProxy(server, shared, ladder), SSEProxy(server, shared, ladder))
-    return Mount(TransparentProxy(server, shared, ladder), None)
+    settings = server.settings
+    passing = isinstance(settings, HTTPSettings) and settings.proxy == "transparent"
+    kind = TransparentProxy if passing and settings.isolation == "session" else StreamableProxy
+    return Mount(kind(server, shared, ladder), SSEProxy(server, shared, ladder))
 
 
 async def _all(deferreds: Sequence[Deferred[None] | None]) -> None:

@@ -25,6 +25,8 @@ class _Common:
     handshake_timeout: seconds from its start to its answer to `initialize`.
     on_exit: what becomes of a session whose server went away: "replay" makes the handshake
         again for the next call, "lost" ends the session (404 -32001).
+    isolation: "session" gives each session a child, or an upstream session, of its own; with
+        "shared" all sessions share one (docs/isolation.md).
     """
 
     name: str
@@ -33,6 +35,7 @@ class _Common:
     max_timeout: float = 3600.0
     handshake_timeout: float = 60.0
     on_exit: Literal["replay", "lost"] = "replay"
+    isolation: Literal["session", "shared"] = "session"
 
 
 @frozen(kw_only=True)
@@ -59,7 +62,9 @@ class HTTPSettings(_Common):
 
     url: its endpoint; host, path and query come from here alone.
     headers: fields sent with every request.
-    transport: "streamable-http", or "sse" for HTTP+SSE.
+    transport: "streamable-http", or "sse" for HTTP+SSE; "auto" finds out by asking the server.
+    proxy: which proxy `/servers/<name>/mcp` is where the server speaks Streamable HTTP:
+        "transparent" passes its streams on, "streamable" has streams of the gateway's own.
     forward_authorization: whether the client's credentials go to it: `Authorization`, `Cookie`,
         `X-API-Key`, `X-Auth-*`, the assertions of an identity-aware proxy and the like.
         `X-Forwarded-*` never do.
@@ -67,7 +72,8 @@ class HTTPSettings(_Common):
 
     url: str = field(repr=False)
     headers: dict[str, str] = field(factory=dict, repr=False)
-    transport: Literal["streamable-http", "sse"] = "streamable-http"
+    transport: Literal["auto", "streamable-http", "sse"] = "auto"
+    proxy: Literal["transparent", "streamable"] = "transparent"
     forward_authorization: bool = False
 
 

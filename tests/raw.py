@@ -299,16 +299,19 @@ class AnsweringServer(ScriptedServer):
         """How many handshakes and messages reached it."""
         return self.handshakes + sum(len(link.sent) for link in self.links)
 
-    def _make(self, hello: Hello, listener: ILinkListener, context: CallContext) -> ScriptedLink:
+    def _make(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool
+    ) -> ScriptedLink:
         asked = json.loads(hello.params).get("protocolVersion")
         result = json.loads(self.result)
         result["protocolVersion"] = self.revision or asked
         answer = {"jsonrpc": "2.0", "id": 0, "result": result}
-        made = (AnsweringHTTPLink if self.http else AnsweringLink)(
+        made = (AnsweringHTTPLink if self.http and ownStreams else AnsweringLink)(
             self, listener, hello, context, message(json.dumps(answer).encode())
         )
+        made.sessionless = self.sessionless
+        made.multiplexed = not self.http
         if isinstance(made, ScriptedHTTPLink):
-            made.sessionless = self.sessionless
             made.refusesListen = self.refusesListen
         self.links.append(made)
         return made

@@ -94,6 +94,8 @@ class ScriptedLink:
     held: list[object] = field(factory=list)
     full: bool = False
     slowClose: bool = False
+    sessionless: bool = False
+    multiplexed: bool = True
     closed: bool = False
     isLost: bool = False
     _closings: list[Deferred[None]] = field(factory=list)
@@ -184,6 +186,10 @@ class ScriptedLink:
         """An HTTP server took a notification or response (202)."""
         self.listener.accepted(sent.call)
 
+    def mark(self, origin: object, mark: EventMark) -> None:
+        """An event without a message comes."""
+        self.listener.marked(origin, mark)
+
     def lose(self, reason: Reason = Reason.SERVER_EXITED, why: str = "the server exited") -> None:
         """The link ends by itself."""
         self.isLost = True
@@ -196,7 +202,7 @@ class ScriptedLink:
             closing.callback(None)
 
     def _origin(self, sent: Sent) -> object | None:
-        return None
+        return None if self.multiplexed else sent.call
 
 
 @implementer(IHTTPLink)
@@ -209,7 +215,6 @@ class ScriptedHTTPLink(ScriptedLink):
     which the next `listen`s are refused, or 0. listened: (origin, lastEventID) of every `listen`.
     """
 
-    sessionless: bool = False
     refusesListen: int = 0
     listening: list[object] = field(factory=list)
     listened: list[tuple[object, bytes | None]] = field(factory=list)
@@ -233,20 +238,14 @@ class ScriptedHTTPLink(ScriptedLink):
         self.listening.remove(origin)
         self.listener.ended(origin)
 
-    def mark(self, origin: object, mark: EventMark) -> None:
-        """An event without a message comes."""
-        self.listener.marked(origin, mark)
-
-    def _origin(self, sent: Sent) -> object | None:
-        return sent.call
-
 
 @implementer(IServer)
 class ScriptedServer:
     """
     A configured server in memory.
 
-    http: whether it is reached over HTTP (its links are ScriptedHTTPLinks).
+    http: whether it is reached over HTTP; its links are ScriptedHTTPLinks for who passes its
+        own streams on.
     result: the `result` of its answers to `initialize`; may be changed between handshakes.
     sessionless, refusesListen: what its next HTTP links are like.
     handshakeHeld: whether a handshake waits for `finishHandshake`.
@@ -283,19 +282,21 @@ class ScriptedServer:
         self.handshakeHeld = False
         self.failures: list[LinkFailed] = []
         self.drained = False
-        self._pending: list[tuple[Deferred[ILink], Hello, ILinkListener, CallContext]] = []
+        self._pending: list[tuple[Deferred[ILink], Hello, ILinkListener, CallContext, bool]] = []
 
     # IServer.
 
-    def link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
         self.handshakes += 1
         if self.handshakeHeld:
             made: Deferred[ILink] = Deferred(self._gaveUp)
-            self._pending.append((made, hello, listener, context))
+            self._pending.append((made, hello, listener, context, ownStreams))
             return made
         if self.failures:
             return fail(self.failures.pop(0))
-        return succeed(self._make(hello, listener, context))
+        return succeed(self._make(hello, listener, context, ownStreams))
 
     def health(self) -> Health:
         return Health.UP if self.links else Health.UNKNOWN
@@ -330,21 +331,24 @@ class ScriptedServer:
 
     def finishHandshake(self) -> None:
         """Let the oldest held handshake go on: it fails if `failNext` said so."""
-        made, hello, listener, context = self._pending.pop(0)
+        made, hello, listener, context, ownStreams = self._pending.pop(0)
         if self.failures:
             made.errback(self.failures.pop(0))
         else:
-            made.callback(self._make(hello, listener, context))
+            made.callback(self._make(hello, listener, context, ownStreams))
 
-    def _make(self, hello: Hello, listener: ILinkListener, context: CallContext) -> ScriptedLink:
+    def _make(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool
+    ) -> ScriptedLink:
         answer = message(b'{"jsonrpc":"2.0","id":0,"result":%b}' % self.result)
         link: ScriptedLink
-        if self.http:
+        if self.http and ownStreams:
             link = ScriptedHTTPLink(self, listener, hello, context, answer)
-            link.sessionless = self.sessionless
             link.refusesListen = self.refusesListen
         else:
             link = ScriptedLink(self, listener, hello, context, answer)
+        link.sessionless = self.sessionless
+        link.multiplexed = not self.http
         self.links.append(link)
         return link
 

@@ -9,7 +9,7 @@ import string
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -136,6 +136,7 @@ def test_claude_codes_project_file_works_unchanged(load: Load) -> None:
         HTTPSettings(
             name="api",
             url="https://example.com/mcp",
+            transport="streamable-http",
             headers={"Authorization": "Bearer s3cr3t-canary"},
         ),
         HTTPSettings(name="old", url="https://example.com/events", transport="sse"),
@@ -176,7 +177,7 @@ def test_clines_file_works_unchanged(load: Load) -> None:
         )
     )
     assert onlyServer(loaded) == HTTPSettings(
-        name="a", url="https://h/mcp", timeout=60.0, default=True
+        name="a", url="https://h/mcp", transport="streamable-http", timeout=60.0, default=True
     )
 
 
@@ -202,19 +203,17 @@ def test_every_spelling_of_a_transport(load: Load, key: str, word: str, transpor
 
 
 @pytest.mark.parametrize(
-    ("url", "transport"),
+    "url",
     [
-        ("https://h/mcp", "streamable-http"),
-        ("https://h/sse", "sse"),
-        ("https://h/v1/sse/?key=1", "sse"),
-        ("https://h/mcp?x=/sse", "streamable-http"),
-        ("https://h/asse", "streamable-http"),
+        "https://h/mcp",
+        "https://h/sse",
+        "https://h/v1/sse/?key=1",
     ],
 )
-def test_a_url_without_a_type(load: Load, url: str, transport: str) -> None:
+def test_a_url_without_a_type_is_asked(load: Load, url: str) -> None:
     server = onlyServer(load(one({"url": url})))
     assert isinstance(server, HTTPSettings)
-    assert server.transport == transport
+    assert server.transport == "auto"
     explicit = onlyServer(load(one({"url": url, "type": "http"})))
     assert isinstance(explicit, HTTPSettings)
     assert explicit.transport == "streamable-http"
@@ -392,8 +391,8 @@ def test_a_message_names_file_key_found_expected_and_a_near_miss(tmp_path: Path)
     assert (problem.source, problem.key) == (str(path), "mcpServers.github.arg")
     assert str(caught.value) == (
         f"{path}: mcpServers.github.arg: found an unknown key, expected one of command, args, "
-        "env, cwd, url, headers, forward_authorization, type, transport, transportType, "
-        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit; "
+        "env, cwd, url, headers, forward_authorization, proxy, type, transport, transportType, "
+        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation; "
         'did you mean "args"?'
     )
 
@@ -915,8 +914,8 @@ def test_acceptance_107_no_spelling_hides_a_public_address(text: str) -> None:
 # --- The command line ---------------------------------------------------------------------------
 
 
-def _http(name: str, url: str, transport: Literal["streamable-http", "sse"]) -> HTTPSettings:
-    return HTTPSettings(name=name, url=url, transport=transport, default=True)
+def _http(name: str, url: str) -> HTTPSettings:
+    return HTTPSettings(name=name, url=url, default=True)
 
 
 def _stdio(name: str, command: str, *args: str) -> StdioSettings:
@@ -926,10 +925,10 @@ def _stdio(name: str, command: str, *args: str) -> StdioSettings:
 @pytest.mark.parametrize(
     ("words", "server"),
     [
-        (["https://api.h.com/mcp"], _http("api", "https://api.h.com/mcp", "streamable-http")),
-        (["http://localhost:1/sse"], _http("localhost", "http://localhost:1/sse", "sse")),
-        (["http://127.0.0.1:1/"], _http("default", "http://127.0.0.1:1/", "streamable-http")),
-        (["http://[::1]:1/"], _http("default", "http://[::1]:1/", "streamable-http")),
+        (["https://api.h.com/mcp"], _http("api", "https://api.h.com/mcp")),
+        (["http://localhost:1/sse"], _http("localhost", "http://localhost:1/sse")),
+        (["http://127.0.0.1:1/"], _http("default", "http://127.0.0.1:1/")),
+        (["http://[::1]:1/"], _http("default", "http://[::1]:1/")),
         (["--", "npx", "-y", "${X}"], _stdio("npx", "npx", "-y", "${X}")),
         (["uvx", "a", "--", "b"], _stdio("uvx", "uvx", "a", "--", "b")),
         (["--", "/opt/my server/run it"], _stdio("run-it", "/opt/my server/run it")),

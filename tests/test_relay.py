@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from relay_support import CONTEXT, Bench, MemoryTarget, notify, request, response
-from scripted import RESULT, ScriptedHTTPLink, ScriptedServer, message
+from scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -59,7 +59,7 @@ def test_the_scripted_server_is_what_it_says() -> None:
     for http in (False, True):
         server = ScriptedServer(http=http)
         assert verifyObject(IServer, server)
-        server.link(Hello(b"{}"), bench.relay, CONTEXT)
+        server.link(Hello(b"{}"), bench.relay, CONTEXT, ownStreams=http)
         assert verifyObject(IHTTPLink if http else ILink, server.newest)
     bench.end()
 
@@ -419,11 +419,9 @@ def test_a_link_made_for_a_session_that_is_over_is_closed() -> None:
 # Over HTTP.
 
 
-def http(**more: Any) -> tuple[Bench, ScriptedHTTPLink]:
+def http(**more: Any) -> tuple[Bench, ScriptedLink]:
     bench = Bench(ScriptedServer(http=True, **more)).opened()
-    link = bench.server.newest
-    assert isinstance(link, ScriptedHTTPLink)
-    return bench, link
+    return bench, bench.server.newest
 
 
 @pytest.mark.acceptance(28)
@@ -490,7 +488,6 @@ def test_what_still_comes_on_the_lost_link_is_taken_and_the_link_closed_at_last(
 
     def loseNext() -> None:
         link = bench.server.newest
-        assert isinstance(link, ScriptedHTTPLink)
         links.append(link)
         link.accept(link.sent[0])
         link.reply(link.last("tools/call"))
@@ -857,7 +854,6 @@ def test_the_handshake_is_made_again_with_the_credentials_of_who_needs_it() -> N
     bench = subscribed(1, http=True)
     bench.relay.request(request(1), MemoryTarget(), True, MINE)
     link = bench.server.newest
-    assert isinstance(link, ScriptedHTTPLink)
     link.accept(link.sent[0])
     assert link.context is MINE
     assert len(link.sent) == 3
@@ -889,7 +885,7 @@ def test_who_waits_with_other_credentials_is_not_refused_with_the_first() -> Non
     assert [isinstance(end, Failure) for end in ends] == [True, True]
     bench.server.finishHandshake()
     link = bench.server.newest
-    assert isinstance(link, ScriptedHTTPLink) and link.context is MINE
+    assert link.context is MINE
     link.accept(link.sent[0])
     assert ends[2] is link
     bench.end()

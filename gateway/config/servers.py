@@ -81,6 +81,7 @@ _COMMON: dict[str, Reader] = {
     "max_timeout": _seconds,
     "handshake_timeout": _seconds,
     "on_exit": lambda node: node.choice(("replay", "lost")),
+    "isolation": lambda node: node.choice(("session", "shared")),
 }
 _STDIO: dict[str, Reader] = {
     "command": _path,
@@ -92,8 +93,9 @@ _HTTP: dict[str, Reader] = {
     "url": readURL,
     "headers": readHeaders,
     "forward_authorization": Node.flag,
+    "proxy": lambda node: node.choice(("transparent", "streamable")),
 }
-_OURS = frozenset({"forward_authorization"})
+_OURS = frozenset({"forward_authorization", "proxy"})
 _TYPE_KEYS = ("type", "transport", "transportType")
 _SERVER_KEYS = (*_STDIO, *_HTTP, *_TYPE_KEYS, "disabled", *_COMMON)
 
@@ -188,16 +190,22 @@ def _transport(keys: Mapping[str, Node]) -> str:
     return kind
 
 
-def _transportOf(url: str) -> str:
-    # Clients that are told nothing try both; by custom a 2024-11-05 server ends in /sse.
-    return "sse" if urlsplit(url).path.rstrip("/").endswith("/sse") else "streamable-http"
-
-
 def _checkTimes(keys: Mapping[str, Node], given: Mapping[str, Any]) -> None:
     most = given.get("max_timeout", attrs.fields(StdioSettings).max_timeout.default)
     if given.get("timeout", 0) > most:
         hint = "timeouts are seconds, not milliseconds; raise max_timeout if seconds are meant"
         keys["timeout"].wrong(f"at most max_timeout, {most:g} seconds", hint=hint)
+
+
+def _checkShared(keys: Mapping[str, Node], given: Mapping[str, Any]) -> None:
+    if given.get("isolation") != "shared":
+        return
+    if given.get("forward_authorization"):
+        hint = "one session with the server cannot carry the credentials of many clients"
+        keys["forward_authorization"].wrong('false with isolation "shared"', hint=hint)
+    if given.get("proxy") == "transparent":
+        hint = "streams of a shared session are the gateway's own"
+        keys["proxy"].wrong('"streamable" with isolation "shared"', hint=hint)
 
 
 def _server(node: Node, name: str) -> ServerSettings | None:
@@ -223,6 +231,7 @@ def _server(node: Node, name: str) -> ServerSettings | None:
     ours, others = (_HTTP, _STDIO) if isHTTP else (_STDIO, _HTTP)
     given = readMembers(keys, _COMMON | ours)
     _checkTimes(keys, given)
+    _checkShared(keys, given)
     for key in others:
         if key not in keys or key in ("command", "url") or not keys[key].value:
             continue
@@ -233,9 +242,7 @@ def _server(node: Node, name: str) -> ServerSettings | None:
     if len(node.report.problems) > before:
         return None
     if isHTTP:
-        return HTTPSettings(
-            name=name, **given | {"transport": transport or _transportOf(given["url"])}
-        )
+        return HTTPSettings(name=name, **given | {"transport": transport or "auto"})
     return StdioSettings(name=name, **given)
 
 

@@ -32,7 +32,6 @@ __all__ = [
     "Outcome",
     "Reason",
     "Settled",
-    "keepsNoSessions",
 ]
 
 
@@ -147,15 +146,15 @@ class ILinkListener(Interface):
         """
         The server accepted a notification or response that was sent with a call object.
 
-        Called by IHTTPLinks only.
+        Called by the links of HTTP servers only.
         """
 
     def settled(call: object, settled: Settled) -> None:
         """
         A call ended without an answer. Not called for calls pending at `lost`.
 
-        Called also for a notification or response that was sent with a call object over an
-        IHTTPLink and was not accepted.
+        Called also for a notification or response that was sent with a call object to an HTTP
+        server and was not accepted.
         """
 
     def drained() -> None:
@@ -166,9 +165,19 @@ class ILinkListener(Interface):
 
 
 class ILink(Interface):
-    """One upstream handshake, done; messages go both ways."""
+    """
+    One upstream handshake, done; messages go both ways.
+
+    Calls and origins are told apart by their hash and equality; one of them has one request at a
+    time. To an HTTP server `send` may have a call object for a notification or response, too: then
+    the listener hears `accepted` or `settled` of it. There a 404 to a request of a session settles
+    the call as REFUSED with status 404: the session is lost, and so is the link; the recovery is
+    its user's.
+    """
 
     answer: Message = Attribute("The server's response to `initialize`.")
+    sessionless: bool = Attribute("The server keeps no session of this link that could be lost.")
+    multiplexed: bool = Attribute("All that the server says comes on one stream.")
 
     def send(message: Message, call: object | None, context: CallContext) -> bool:
         """
@@ -192,18 +201,7 @@ class ILink(Interface):
 
 
 class IHTTPLink(ILink):
-    """
-    A link whose server has streams of its own per request.
-
-    Here `send` may have a call object for a notification or response, too: then the listener
-    hears `accepted` or `settled` of it. Calls and origins are told apart by their hash and
-    equality; one of them has one request at a time.
-
-    A 404 to a request with the link's session id settles the call as REFUSED with status 404:
-    the session is lost, and so is the link; the recovery is its user's.
-    """
-
-    sessionless: bool = Attribute("The server gave no session id.")
+    """A link whose server has streams of its own per request, which its user passes on."""
 
     def listen(origin: object, lastEventID: bytes | None, context: CallContext) -> Deferred[None]:
         """
@@ -222,10 +220,15 @@ class IServer(Interface):
     settings: ServerSettings = Attribute("Its configuration.")
     generation: int = Attribute("Counts up when its configuration is replaced.")
 
-    def link(hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+    def link(
+        hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
         """
         Make one handshake: `initialize` with the recorded parameters.
 
+        ownStreams: whether the asker passes the server's own streams on. Then the link is an
+            IHTTPLink where the server speaks Streamable HTTP; else, and always without, it is a
+            plain ILink, which listens and resumes by itself.
         `notifications/initialized` is the relay's to send. Cancelling the Deferred gives the
         attempt up. Fails with LinkFailed.
         """
@@ -235,8 +238,3 @@ class IServer(Interface):
 
     def drain() -> Deferred[None]:
         """Close every link. Fires when none of its processes or connections is left."""
-
-
-def keepsNoSessions(link: object) -> bool:
-    """Whether a link's server gave no session id: it keeps no sessions, and none can be lost."""
-    return IHTTPLink.providedBy(link) and bool(link.sessionless)

@@ -95,6 +95,8 @@ class StdioLink:
     """
 
     answer: Message
+    sessionless = False
+    multiplexed = True
 
     def __init__(self, parts: StdioParts, listener: ILinkListener) -> None:
         self._parts = parts

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, fail
@@ -69,6 +70,7 @@ class StreamableHTTPLink:
     onClosed: Callable[[StreamableHTTPLink], None] | None = None
     answer: Message = field(init=False)
     sessionless: bool = field(default=True, init=False)
+    multiplexed: ClassVar[bool] = False
     revision: str = field(default="", init=False)
     _session: bytes | None = field(default=None, init=False)
     _gone: bool = field(default=False, init=False)

@@ -49,6 +49,7 @@ class StreamableEndpoint:
     log: Logger = field(factory=Logger, init=False)
 
     transparent = False
+    """Whether its relays pass the server's own streams on, where it has any."""
 
     def serve(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the endpoint at `path`."""
@@ -146,7 +147,7 @@ class StreamableEndpoint:
         reply = self._reply(admitted, relay)
         # A stream that is open cannot become a 404, so a session in recovery waits; and where
         # the server numbers the events, it is the server that primes.
-        ours = relay.link is not None and not self.transparent
+        ours = relay.link is not None and not relay.transparent
         reply.start(ours and opensAtOnce(relay.session.record.revision))
         ask(self.shared, relay, message, reply, admitted.events, admitted.context)
 
@@ -191,7 +192,7 @@ class StreamableEndpoint:
         for message in requests:
             # A stream the server numbers may end before its answer, for the client to resume;
             # an answer made of several cannot.
-            streams = admitted.events and not self.transparent
+            streams = admitted.events and not relay.transparent
             ask(self.shared, relay, message, reply, streams, admitted.context)
 
     # GET and DELETE.

@@ -49,9 +49,8 @@ def newRelay(
     *,
     transparent: bool = False,
 ) -> Relay:
-    """The live part of a session."""
-    numbered = session.record.transport == "streamable" and not transparent
-    events = EventLog(shared.limits) if numbered else None
+    """The live part of a session; transparent: see Relay."""
+    events = EventLog(shared.limits) if session.record.transport == "streamable" else None
     if events is not None:
         session.onSweep = events.expire
     return Relay(

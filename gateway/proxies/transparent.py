@@ -5,20 +5,22 @@ Each request of the client becomes one of the server's, each stream one stream; 
 session id are mapped, nothing else. A server whose `initialize` carries no session id keeps no
 sessions: then nothing is kept here either, and its requests share one link per revision, whose
 handshake is the gateway's own.
+
+A server that turns out to speak something else than Streamable HTTP is served as the streamable
+proxy does.
 """
 
 from __future__ import annotations
 
-import msgspec
 from attrs import define, field
 from twisted.internet.defer import Deferred
 
-import gateway
-from gateway.links.interfaces import ILink, LinkFailed, ListenRefused, keepsNoSessions
+from gateway.links.hello import ownHello
+from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
 from gateway.proxies.channel import Channel
-from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Admitted
 from gateway.proxies.opening import newRelay
+from gateway.proxies.streamable import StreamableProxy
 from gateway.relay.relay import Relay
 from gateway.relay.sender import SessionOver
 from gateway.sessions.ids import tagOf
@@ -34,8 +36,8 @@ __all__ = ["TransparentProxy"]
 
 
 @define(eq=False)
-class TransparentProxy(StreamableEndpoint):
-    """Streamable HTTP straight through to one server."""
+class TransparentProxy(StreamableProxy):
+    """Streamable HTTP straight through to one server that speaks it."""
 
     _keepsNone: bool | None = field(default=None, init=False)
     _common: dict[str, Relay] = field(factory=dict, init=False)
@@ -46,8 +48,7 @@ class TransparentProxy(StreamableEndpoint):
         return self._keepsNone
 
     def withoutID(self, relay: Relay) -> bool:
-        link = relay.link
-        self._keepsNone = keepsNoSessions(link)
+        self._keepsNone = _isSessionless(relay.link)
         return self._keepsNone
 
     # A server without sessions.
@@ -76,7 +77,7 @@ class TransparentProxy(StreamableEndpoint):
                 failed = callFailed(message.id, error.reason, error.message)
                 exchange.answer(200, (refusals.JSON_TYPE,), failed.encode())
             return
-        self._keepsNone = keepsNoSessions(link)
+        self._keepsNone = _isSessionless(link)
         if self._keepsNone:
             self.post(admitted, relay)
             return
@@ -103,7 +104,7 @@ class TransparentProxy(StreamableEndpoint):
         session = Session(record, now, now, tagOf(revision))
         common = CallContext(self.server.name, context.principal)
         relay = newRelay(self.shared, self.server, session, common, transparent=True)
-        relay.serveAll(_ownHello(revision))
+        relay.serveAll(ownHello(revision).params)
         self._common[revision] = relay
         return relay
 
@@ -121,6 +122,9 @@ class TransparentProxy(StreamableEndpoint):
     # GET
 
     def get(self, admitted: Admitted, relay: Relay) -> None:
+        if not relay.transparent:
+            super().get(admitted, relay)
+            return
         flow = Deferred.fromCoroutine(self._get(admitted, relay))
         flow.addErrback(self.ladder.broke, admitted.exchange)
 
@@ -174,16 +178,10 @@ class TransparentProxy(StreamableEndpoint):
         return None
 
     def getClosed(self, relay: Relay, channel: Channel) -> None:
-        if relay.link is not None:
+        if relay.transparent and relay.link is not None:
             relay.link.cancel(channel)
 
 
-def _ownHello(revision: str) -> bytes:
-    """The `params` of a handshake of the gateway's own, which offers nothing."""
-    return msgspec.json.encode(
-        {
-            "protocolVersion": revision,
-            "capabilities": {},
-            "clientInfo": {"name": "mcp-gateway", "version": gateway.__version__},
-        }
-    )
+def _isSessionless(link: ILink | None) -> bool:
+    """Whether there is no session to pass on; a link that is none of HTTP is one by itself."""
+    return IHTTPLink.providedBy(link) and bool(link.sessionless)

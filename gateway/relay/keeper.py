@@ -40,6 +40,7 @@ class LinkKeeper:
     greet: awaited with each new link before anybody else gets it, whether it is a replacement,
         and the context of whoever needed it; what it raises fails the attempt and closes the link.
     isUsed: whether answers are still awaited on a link that was retired.
+    ownStreams: what `IServer.link` is asked for.
     """
 
     server: IServer
@@ -49,6 +50,7 @@ class LinkKeeper:
     observer: IObserver
     greet: Callable[[ILink, bool, CallContext], Awaitable[None]]
     isUsed: Callable[[ILink], bool]
+    ownStreams: bool = False
     link: ILink | None = None
     hello: Hello | None = None
     closed: bool = False
@@ -96,7 +98,7 @@ class LinkKeeper:
         if wait > 0:
             await deferLater(self.clock, wait)
         try:
-            link = await self.server.link(hello, self.listener, context)
+            link = await self.server.link(hello, self.listener, context, self.ownStreams)
         except LinkFailed as error:
             # A server that refuses one client's credentials is well; others need not wait.
             if error.status not in _CREDENTIALS_REFUSED:

@@ -21,12 +21,12 @@ class Readers:
     """
     The open streams of one session.
 
-    calls: the session's running calls, as the router has them. perOrigin: whether the link has
-    a stream of its own for each request.
+    calls: the session's running calls, as the router has them. perOrigin: whether the last link
+    has a stream of its own for each request.
     """
 
     calls: dict[bytes, Call]
-    perOrigin: bool
+    perOrigin: bool = False
     link: ILink | None = None
     _targets: dict[object, object] = field(factory=dict)
     _blocked: set[object] = field(factory=set)
@@ -41,6 +41,8 @@ class Readers:
         """The session has another link, or none."""
         self.link = link
         self._holding = False
+        if link is not None:
+            self.perOrigin = not link.multiplexed
         self.weigh()
 
     def opened(self, reader: object, target: object) -> None:

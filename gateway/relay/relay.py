@@ -20,11 +20,11 @@ from gateway.guard.policy import AllowAll, Direction, IPolicy
 from gateway.links.interfaces import (
     EventMark,
     Hello,
+    IHTTPLink,
     ILink,
     ILinkListener,
     IServer,
     Settled,
-    keepsNoSessions,
 )
 from gateway.observe.observer import (
     CallAnswered,
@@ -77,7 +77,8 @@ class Relay:
     requests and messages → the session's end closes the streams and the link.
 
     transparent: whether client's and server's streams are the same ones: each message goes
-    where the server put it, and event ids pass.
+    where the server put it, and event ids pass. Asked for so, the first link tells whether it
+    can be: it cannot where the server does not speak Streamable HTTP.
     """
 
     session: Session
@@ -110,9 +111,16 @@ class Relay:
             settings.max_timeout,
             self.transparent,
         )
-        self.readers = Readers(self.router.calls, http)
+        self.readers = Readers(self.router.calls)
         self._keeper = LinkKeeper(
-            self.server, self, self.clock, self.limits, self.observer, self._greet, self._isUsed
+            self.server,
+            self,
+            self.clock,
+            self.limits,
+            self.observer,
+            self._greet,
+            self._isUsed,
+            self.transparent,
         )
         self.sender = Sender(
             self._keeper,
@@ -202,6 +210,13 @@ class Relay:
 
     async def _greet(self, link: ILink, again: bool, context: CallContext) -> None:
         """A new link: what was said to the last one is said again, then what waited goes."""
+        transparent = self.transparent and IHTTPLink.providedBy(link)
+        if again and transparent is not self.transparent:
+            raise SessionOver
+        self.transparent = transparent
+        self.router.passes(transparent)
+        if transparent:
+            self.events = None
         self.readers.linked(link)
         record = self.session.record
         if not again and not record.initialized:
@@ -535,4 +550,4 @@ class Relay:
 
 def _isSessionless(sent: object) -> bool:
     """Whether something went to a server that keeps no sessions, so that none can be lost."""
-    return isinstance(sent, (Call, Note)) and keepsNoSessions(sent.via)
+    return isinstance(sent, (Call, Note)) and sent.via is not None and sent.via.sessionless

@@ -105,6 +105,10 @@ class Router:
         self._waiting = WaitingRoom(self.limits)
         self.greeted()
 
+    def passes(self, strict: bool) -> None:
+        """The first link tells whether its streams are the client's: see `strict`."""
+        self.strict = self._routes.strict = strict
+
     def greeted(self) -> None:
         """The record's `initialize` is new: learn what the client can do."""
         declared = members(self.record.initialize).get("capabilities")

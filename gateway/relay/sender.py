@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import LinkFailed
+from gateway.links.interfaces import ILink, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.effects import Call
 from gateway.relay.keeper import LinkKeeper
@@ -40,7 +40,7 @@ class Note:
     context: CallContext
     taken: Deferred[None] = field(factory=Deferred)
     replayed: bool = False
-    via: object = None
+    via: ILink | None = None
 
     def done(self) -> None:
         """The server took it, or never will."""

@@ -84,7 +84,9 @@ class HTTPServer:
         )
         self._client.onRoom = self._roomAgain
 
-    def link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
         """See IServer. The link is an IHTTPLink."""
         return Deferred.fromCoroutine(self._link(hello, listener, context))
 

@@ -124,7 +124,9 @@ class StdioServer:
         self._health = Health.UNKNOWN
         self._drained = False
 
-    def link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
         """See IServer. Starts a child; nothing of `hello` or `context` shapes how."""
         if self._drained:
             return fail(LinkFailed(Reason.SHUTTING_DOWN, "the server is being shut down"))

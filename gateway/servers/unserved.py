@@ -27,7 +27,9 @@ class UnservedServer:
     def __attrs_post_init__(self) -> None:
         self.name = self.settings.name
 
-    def link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
         """Fails with LinkFailed."""
         return fail(LinkFailed(Reason.UPSTREAM_UNREACHABLE, self.why))
 
