@@ -44,7 +44,6 @@ from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.transparent import TransparentProxy
 from gateway.servers.http import HTTPServer
 from gateway.servers.stdio import StdioServer
-from gateway.servers.unserved import UnservedServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
 from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
@@ -198,10 +197,6 @@ class GatewayService(Service):
         limits = self.configuration.gateway.limits
         if isinstance(settings, StdioSettings):
             return StdioServer(settings, limits, self._reactor, self._clock, self._observer, reaper)
-        if settings.transport == "sse":
-            why = "a server over HTTP+SSE is not served yet"
-            self._log.warn("{name}: {why}", name=settings.name, why=why)
-            return UnservedServer(settings, why)
         return HTTPServer(settings, limits, self._reactor, self._clock, self._observer)
 
     # While it runs.

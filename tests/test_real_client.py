@@ -21,18 +21,32 @@ async def client(kind: str, url: str, mode: str) -> dict[str, object]:
     return json.loads(process.out)
 
 
-def writeConfig(path: Path, url: str) -> None:
+def writeConfig(path: Path, url: str, old: str) -> None:
     servers = {
         "child": {"command": sys.executable, "args": [FIXTURE, "--stdio"]},
         "behind": {"url": url},
+        "gathered": {"url": url, "proxy": "streamable"},
+        "old": {"url": old},
     }
     path.write_text(json.dumps({"mcpServers": servers}))
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def fixture() -> AsyncIterator[str]:
-    """The fixture server over HTTP."""
-    process: Process = start([sys.executable, FIXTURE, "--http", "0"])
+    """The fixture server over Streamable HTTP."""
+    async for url in fixtureOver("--http"):
+        yield url
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def oldFixture() -> AsyncIterator[str]:
+    """The fixture server over HTTP+SSE."""
+    async for url in fixtureOver("--sse"):
+        yield url
+
+
+async def fixtureOver(transport: str) -> AsyncIterator[str]:
+    process: Process = start([sys.executable, FIXTURE, transport, "0"])
     url = (await process.line(r"ready (http://\S+)"))[1]
     yield url
     process.kill()
@@ -40,10 +54,12 @@ async def fixture() -> AsyncIterator[str]:
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def gateway(fixture: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """A gateway in front of it, over stdio and over HTTP."""
+async def gateway(
+    fixture: str, oldFixture: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """A gateway in front of it, over every transport."""
     config = tmp_path_factory.mktemp("gateway") / "servers.json"
-    writeConfig(config, fixture)
+    writeConfig(config, fixture, oldFixture)
     running = await startGateway("--config", str(config))
     yield running.base
     assert await running.stop() == 0
@@ -52,8 +68,24 @@ async def gateway(fixture: str, tmp_path_factory: pytest.TempPathFactory) -> Asy
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [("http", "child/mcp"), ("http", "behind/mcp"), ("sse", "child/sse")],
-    ids=["streamable", "transparent", "sse"],
+    [
+        ("http", "child/mcp"),
+        ("http", "gathered/mcp"),
+        ("http", "old/mcp"),
+        ("http", "behind/mcp"),
+        ("sse", "child/sse"),
+        ("sse", "behind/sse"),
+        ("sse", "old/sse"),
+    ],
+    ids=[
+        "streamable-stdio",
+        "streamable-http",
+        "streamable-sse",
+        "transparent-http",
+        "sse-stdio",
+        "sse-http",
+        "sse-sse",
+    ],
 )
 @pytest_twisted.ensureDeferred
 async def test_it_sees_what_it_sees_directly(

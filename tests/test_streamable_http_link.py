@@ -116,7 +116,7 @@ class Bench:
 
     def start(self) -> None:
         self.upstream.start(reactor)
-        self.settings = HTTPSettings(name="up", url=self.upstream.url)
+        self.settings = HTTPSettings(name="up", url=self.upstream.url, transport="streamable-http")
 
     @property
     def server(self) -> HTTPServer:
@@ -127,13 +127,13 @@ class Bench:
         return self._server
 
     async def link(self, context: CallContext = CONTEXT) -> IHTTPLink:
-        link = await self.server.link(HELLO, self.listener, context)
+        link = await self.server.link(HELLO, self.listener, context, ownStreams=True)
         await self.upstream.next()
         return link  # type: ignore[return-value]
 
     async def refused(self) -> LinkFailed:
         with pytest.raises(LinkFailed) as raised:
-            await self.server.link(HELLO, self.listener, CONTEXT)
+            await self.server.link(HELLO, self.listener, CONTEXT, ownStreams=True)
         return raised.value
 
     async def outcome(self, script: Callable[[Received], Any], id: str = "7") -> tuple[Any, ...]:
@@ -239,7 +239,7 @@ async def test_what_comes_before_the_answer_is_told_after_the_link_is_there(benc
     bench.upstream.script = script
     order: list[str] = []
     bench.listener.onReceived = lambda message: order.append("message")
-    linking = bench.server.link(HELLO, bench.listener, CONTEXT)
+    linking = bench.server.link(HELLO, bench.listener, CONTEXT, ownStreams=True)
     linking.addCallback(lambda link: order.append("link"))
     await linking
     first = await bench.listener.heard()
@@ -356,7 +356,7 @@ async def test_a_host_that_has_no_address(bench: Bench) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_handshake_that_takes_too_long(bench: Bench) -> None:
     bench.upstream.script = lambda request: True
-    linking = bench.server.link(HELLO, bench.listener, CONTEXT)
+    linking = bench.server.link(HELLO, bench.listener, CONTEXT, ownStreams=True)
     request = await bench.upstream.next()
     lost = request.connection.lost
     bench.clock.advance(bench.settings.handshake_timeout)
@@ -369,7 +369,7 @@ async def test_a_handshake_that_takes_too_long(bench: Bench) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_handshake_can_be_given_up(bench: Bench) -> None:
     bench.upstream.script = lambda request: request.rpc == "initialize"
-    linking = bench.server.link(HELLO, bench.listener, CONTEXT)
+    linking = bench.server.link(HELLO, bench.listener, CONTEXT, ownStreams=True)
     request = await bench.upstream.next()
     lost = request.connection.lost
     linking.cancel()
@@ -1207,7 +1207,7 @@ async def test_streams_that_are_open_take_no_room_from_calls(bench: Bench) -> No
     assert reached == [BoundReached("max_upstream_streams", "up")]
     assert link.send(call(), "c", CONTEXT)
     assert (await bench.listener.heard())[2] == "c"
-    other = await bench.server.link(HELLO, bench.listener, CONTEXT)
+    other = await bench.server.link(HELLO, bench.listener, CONTEXT, ownStreams=True)
     link.cancel("g")
     await other.listen("i", None, CONTEXT)  # type: ignore[attr-defined]
     assert bench.listener.quiet
@@ -1419,7 +1419,7 @@ async def test_draining_tells_who_uses_a_link_and_leaves_no_connection(bench: Be
 @pytest_twisted.ensureDeferred
 async def test_draining_ends_a_handshake(bench: Bench) -> None:
     bench.upstream.script = lambda r: r.rpc == "initialize"
-    linking = bench.server.link(HELLO, bench.listener, CONTEXT)
+    linking = bench.server.link(HELLO, bench.listener, CONTEXT, ownStreams=True)
     await bench.upstream.next()
     draining = bench.server.drain()
     with pytest.raises(LinkFailed) as raised:

@@ -49,7 +49,7 @@ from gateway.observe.observer import BoundReached, IObserver
 from gateway.wire.authority import HOST
 from gateway.wire.context import HeaderPairs
 
-__all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead", "parseURL"]
+__all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead", "parseURL", "sameOrigin"]
 
 MAX_REDIRECTS = 5
 _CUTS = (ConnectionDone, ConnectionLost, ConnectionAborted, TLSError)
@@ -121,6 +121,20 @@ def parseURL(url: str) -> URI:
     if not _NETLOC.fullmatch(uri.netloc) or not 0 < uri.port < 65536 or uri.fragment:
         raise ValueError("the URL must have a host, perhaps a port, no user and no fragment")
     return uri  # type: ignore[no-any-return]  # URI has no annotations
+
+
+def sameOrigin(base: bytes, reference: bytes) -> bytes:
+    """
+    The URL that a reference of a server means; a fragment is left out.
+
+    base: the URL it is relative to (RFC 3986 section 5.2).
+    Raises: ValueError where it is none, or has another origin than the base.
+    """
+    joined = urljoin(base.decode("ascii"), reference.decode("ascii"))
+    uri, ours = parseURL(joined.partition("#")[0]), URI.fromBytes(base)
+    if (uri.scheme, uri.host.lower(), uri.port) != (ours.scheme, ours.host.lower(), ours.port):
+        raise ValueError("the URL has another origin")
+    return bytes(uri.toBytes())
 
 
 @implementer(IBodyProducer)
@@ -284,14 +298,9 @@ class Outgoing:
         if self._redirects >= MAX_REDIRECTS or len(locations) != 1:
             return None
         try:
-            location = locations[0].decode("ascii")
-            uri = parseURL(urljoin(self._url.decode("ascii"), location).partition("#")[0])
+            return sameOrigin(self._url, locations[0])
         except ValueError:
             return None
-        ours = URI.fromBytes(self._url)
-        if (uri.scheme, uri.host.lower(), uri.port) != (ours.scheme, ours.host.lower(), ours.port):
-            return None
-        return bytes(uri.toBytes())
 
     def _requestFailed(self, error: BaseException | None) -> None:
         if isinstance(error, RequestGenerationFailed | RequestTransmissionFailed):
@@ -365,9 +374,10 @@ class HTTPClient:
         body: bytes | None,
         receiver: Receiver,
         beyondBound: bool = False,
+        url: bytes | None = None,
     ) -> Outgoing | None:
         """
-        Send a request to the configured URL.
+        Send a request to the configured URL, or another of the same origin.
 
         headers: all its fields but Host, Content-Length and what belongs to the connection.
         beyondBound: send it also at the bound; for what releases something at the server.
@@ -377,7 +387,7 @@ class HTTPClient:
             self._full = self._soon is None
             self._bounded("max_upstream_connections")
             return None
-        return self._start(self._requests, method, headers, body, receiver)
+        return self._start(self._requests, method, headers, body, receiver, url or self.url)
 
     def stream(self, headers: HeaderPairs, receiver: Receiver) -> Outgoing | None:
         """
@@ -389,7 +399,7 @@ class HTTPClient:
         if len(self._streams) >= self.limits.max_upstream_streams:
             self._bounded("max_upstream_streams")
             return None
-        return self._start(self._streams, b"GET", headers, None, receiver)
+        return self._start(self._streams, b"GET", headers, None, receiver, self.url)
 
     def _bounded(self, limit: str) -> None:
         self.observer.observed(BoundReached(limit, self.server))
@@ -401,11 +411,12 @@ class HTTPClient:
         headers: HeaderPairs,
         body: bytes | None,
         receiver: Receiver,
+        url: bytes,
     ) -> Outgoing:
         fields = Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
-        outgoing = Outgoing(self, method, self.url, fields, body, receiver)
+        outgoing = Outgoing(self, method, url, fields, body, receiver)
         among.add(outgoing)
         outgoing.start()
         return outgoing

@@ -5,7 +5,6 @@ The `initialize` of a Streamable HTTP link (MCP, basic/lifecycle and basic/trans
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import Protocol, cast
 
 from attrs import define, field
@@ -13,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from gateway.links.early import EarlyMessages
 from gateway.links.http_answer import Stream, Surroundings
 from gateway.links.http_client import HTTPClient, ResponseHead
 from gateway.links.http_streams import CallStream
@@ -24,7 +24,6 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
-from gateway.observe.observer import BoundReached, MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message, members, text
 
@@ -72,14 +71,14 @@ class Handshake:
     _done: Deferred[None] = field(init=False)
     _stream: CallStream = field(init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
-    _kept: deque[tuple[Message, int]] = field(factory=deque, init=False)
-    _size: int = field(default=0, init=False)
-
+    _early: EarlyMessages = field(init=False)
     over: bool = field(default=False, init=False)
 
     def start(self, hello: Hello, context: CallContext) -> Deferred[None]:
         """POST it. See `StreamableHTTPLink.handshake`."""
         link = self._link
+        client = link.client
+        self._early = EarlyMessages(client.server, client.limits, client.observer)
         self._done = Deferred(lambda _: self._givenUp())
         self._stream = CallStream(
             around=link.around,
@@ -99,16 +98,7 @@ class Handshake:
         if message.kind is Kind.RESPONSE:
             self._answered(message)
             return
-        limits = self._link.client.limits
-        size = sum(len(name) + len(value) for name, value in message.fields.items())
-        self._kept.append((message, size))
-        self._size += size
-        while len(self._kept) > limits.max_queued_messages or self._size > limits.max_queued_bytes:
-            over = "max_queued_messages"
-            if self._size > limits.max_queued_bytes:
-                over = "max_queued_bytes"
-            self._size -= self._kept.popleft()[1]
-            self._dropped(over)
+        self._early.add(message)
 
     def marked(self, origin: object, mark: EventMark) -> None:
         """A handshake is not resumed."""
@@ -142,14 +132,9 @@ class Handshake:
         self._stop()
         link.greeted(message, version)
         self._done.callback(None)
-        for kept, _ in self._kept:
+        for kept in self._early.take():
             if not link.closing:
                 link.listener.received(kept, None, None)
-
-    def _dropped(self, limit: str) -> None:
-        client = self._link.client
-        client.observer.observed(BoundReached(limit, client.server))
-        client.observer.observed(MessageDropped(client.server, "before_answer"))
 
     def _expired(self) -> None:
         self._timer = None

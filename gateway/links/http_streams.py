@@ -31,7 +31,7 @@ from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
 from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members
 
-__all__ = ["CallStream", "GetStream", "NoteStream", "badAnswer"]
+__all__ = ["UNKNOWN", "CallStream", "GetStream", "NoteStream", "badAnswer"]
 
 MAX_REFUSAL = 64 * 1024
 """Bytes of a refusal's body that are read for a JSON-RPC error."""

@@ -33,7 +33,7 @@ from gateway.links.interfaces import (
 )
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import Kind, Message
-from gateway.wire.headers import forwardableHeaders, forwardingHeaders, isFieldValue
+from gateway.wire.headers import isFieldValue, requestHeaders
 
 __all__ = ["StreamableHTTPLink"]
 
@@ -42,7 +42,6 @@ DELETE_WAIT = 5.0
 
 _SESSION_ID = re.compile(rb"[!-~]+")
 _ACCEPT = (b"accept", b"application/json, text/event-stream")
-_IDENTITY = (b"accept-encoding", b"identity")
 _JSON = (b"content-type", b"application/json")
 
 
@@ -228,17 +227,12 @@ class StreamableHTTPLink:
 
     def headers(self, own: HeaderPairs, context: CallContext | None) -> HeaderPairs:
         """The header of a request; what the configuration sets wins over what is forwarded."""
-        pairs = [*own, _IDENTITY]
+        pairs = list(own)
         if self._session is not None:
             pairs.append((b"mcp-session-id", self._session))
         if self.revision:
             pairs.append((b"mcp-protocol-version", self.revision.encode("ascii")))
-        if context is None:
-            return (*pairs, *self.configured)
-        ours = {name for name, _ in self.configured}
-        forwarded = forwardableHeaders(context.headers, self.forwardAuthorization)
-        pairs += [pair for pair in (*forwardingHeaders(context), *forwarded) if pair[0] not in ours]
-        return (*pairs, *self.configured)
+        return requestHeaders(pairs, self.configured, self.forwardAuthorization, context)
 
     def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
         """POST a message, whose answer a stream takes. False at the bound."""

@@ -7,7 +7,6 @@ at once; while links keep dying young, attempts are spaced by an exponential bac
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 
 from attrs import define, field
@@ -18,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.guard.limits import Limits
+from gateway.links.backoff import backOff, jittered
 from gateway.links.interfaces import Hello, ILink, ILinkListener, IServer, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, LinkLost, LinkOpened
 from gateway.wire.context import CallContext
@@ -173,13 +173,10 @@ class LinkKeeper:
     def _backOff(self) -> None:
         delay = 0.0
         if self._youngDeaths:
-            delay = min(
-                self.limits.respawn_last,
-                self.limits.respawn_first * 2 ** min(self._youngDeaths - 1, 16),
-            )
+            delay = backOff(self.limits, self._youngDeaths)
             reached = "respawn_last" if delay == self.limits.respawn_last else "respawn_first"
             self.observer.observed(BoundReached(reached, self.server.name))
-            delay *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+            delay = jittered(delay)
         self._youngDeaths += 1
         self._retryAt = self.clock.seconds() + delay
 

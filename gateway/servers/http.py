@@ -7,7 +7,7 @@ of its own.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -18,6 +18,7 @@ from zope.interface import implementer
 from gateway.guard.limits import Limits
 from gateway.links.http_client import HTTPClient, parseURL
 from gateway.links.http_connections import Connections
+from gateway.links.http_sse import HTTPSSELink, NoEventStream
 from gateway.links.interfaces import (
     Health,
     Hello,
@@ -27,6 +28,7 @@ from gateway.links.interfaces import (
     LinkFailed,
     Reason,
 )
+from gateway.links.resuming import ResumingLink
 from gateway.links.streamable_http import StreamableHTTPLink
 from gateway.observe.observer import BoundReached, IObserver
 from gateway.settings import HTTPSettings
@@ -34,6 +36,21 @@ from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.headers import configuredHeaders
 
 __all__ = ["HTTPServer"]
+
+Transport = Literal["streamable-http", "sse"]
+
+_ELSEWHERE = frozenset({401, 403, 408, 429})
+"""The HTTP statuses below 500 that do not say that a server speaks another transport."""
+
+
+def _speaksAnother(error: LinkFailed) -> bool:
+    """Whether a handshake failed as it does with a server that speaks the other transport."""
+    if error.status in _ELSEWHERE or error.status >= 500:
+        return False
+    if isinstance(error, NoEventStream):
+        return True
+    # A JSON-RPC error with status 200 comes from who understood the question.
+    return error.reason is Reason.BAD_ANSWER and (error.status > 0 or error.answer is None)
 
 
 @implementer(IServer)
@@ -47,6 +64,7 @@ class HTTPServer:
     agent: what sends, in place of connections of our own; it must follow no redirects, retry
         nothing, keep no cookies and decode nothing.
     generation: counts up when its configuration is replaced.
+    transport: what it spoke at the last handshake; None before the first.
     """
 
     settings: HTTPSettings
@@ -56,11 +74,12 @@ class HTTPServer:
     observer: IObserver
     agent: IAgent | None = None
     generation: int = 1
+    transport: Transport | None = field(default=None, init=False)
     name: str = field(init=False)
     _connections: Connections | None = field(default=None, init=False)
     _client: HTTPClient = field(init=False)
     _configured: HeaderPairs = field(init=False)
-    _links: set[StreamableHTTPLink] = field(factory=set, init=False)
+    _links: set[StreamableHTTPLink | HTTPSSELink] = field(factory=set, init=False)
     _draining: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -87,22 +106,70 @@ class HTTPServer:
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
     ) -> Deferred[ILink]:
-        """See IServer. The link is an IHTTPLink."""
-        return Deferred.fromCoroutine(self._link(hello, listener, context))
+        """See IServer."""
+        return Deferred.fromCoroutine(self._link(hello, listener, context, ownStreams))
 
-    async def _link(self, hello: Hello, listener: ILinkListener, context: CallContext) -> ILink:
+    async def _link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool
+    ) -> ILink:
+        """
+        Make the handshake over the transport that the server speaks.
+
+        Where the configuration does not say which, the server is asked in the specification's
+        order (MCP 2025-11-25, basic/transports, Backwards Compatibility), first for what it
+        spoke the last time; the time is the same for both.
+        """
+        until = self.clock.seconds() + self.settings.handshake_timeout
+        failed: LinkFailed | None = None
+        for transport in self._candidates():
+            try:
+                link = await self._shake(transport, hello, listener, context, ownStreams, until)
+            except LinkFailed as error:
+                opened = transport == "sse" and not isinstance(error, NoEventStream)
+                if opened or not _speaksAnother(error):
+                    raise
+                # What the first one said is why there was a second.
+                failed = failed or error
+            else:
+                self.transport = transport
+                return link
+        assert failed is not None
+        raise failed
+
+    def _candidates(self) -> tuple[Transport, ...]:
+        if self.settings.transport != "auto":
+            return (self.settings.transport,)
+        if self.transport == "sse":
+            return ("sse", "streamable-http")
+        return ("streamable-http", "sse")
+
+    async def _shake(
+        self,
+        transport: Transport,
+        hello: Hello,
+        listener: ILinkListener,
+        context: CallContext,
+        ownStreams: bool,
+        until: float,
+    ) -> ILink:
         if self._draining:
             raise LinkFailed(Reason.SHUTTING_DOWN, "the gateway is shutting down")
-        link = StreamableHTTPLink(
-            self._client,
-            listener,
-            self._configured,
-            self.settings.forward_authorization,
-            self._links.discard,
-        )
+        made: ILink
+        link: StreamableHTTPLink | HTTPSSELink
+        forwards, gone = self.settings.forward_authorization, self._links.discard
+        if transport == "sse":
+            made = link = HTTPSSELink(self._client, listener, self._configured, forwards, gone)
+        elif ownStreams:
+            made = link = StreamableHTTPLink(
+                self._client, listener, self._configured, forwards, gone
+            )
+        else:
+            made = resuming = ResumingLink(listener)
+            link = StreamableHTTPLink(self._client, resuming, self._configured, forwards, gone)
+            resuming.inner = link
         self._links.add(link)
-        await link.handshake(hello, context, self.settings.handshake_timeout)
-        return cast(ILink, link)
+        await link.handshake(hello, context, max(0.0, until - self.clock.seconds()))
+        return made
 
     def health(self) -> Health:
         """What the last attempt to reach it showed."""

@@ -36,6 +36,7 @@ __all__ = [
     "forwardingHeaders",
     "isFieldValue",
     "isReserved",
+    "requestHeaders",
 ]
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -155,6 +156,26 @@ def forwardableHeaders(
         and _TOKEN.fullmatch(name)
         and isFieldValue(value)
     )
+
+
+def requestHeaders(
+    own: Iterable[tuple[bytes, bytes]],
+    configured: HeaderPairs,
+    forwardAuthorization: bool,
+    context: CallContext | None,
+) -> HeaderPairs:
+    """
+    The header of a request to an HTTP server.
+
+    own: what the link says. configured: names in lower case; they win over what is forwarded.
+    context: of the call it is made for; None: nothing of a client goes with it.
+    """
+    pairs = [*own, (b"accept-encoding", b"identity")]
+    if context is not None:
+        ours = {name for name, _ in configured}
+        forwarded = forwardableHeaders(context.headers, forwardAuthorization)
+        pairs += [pair for pair in (*forwardingHeaders(context), *forwarded) if pair[0] not in ours]
+    return (*pairs, *configured)
 
 
 def forwardingHeaders(context: CallContext) -> HeaderPairs:

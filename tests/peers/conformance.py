@@ -31,8 +31,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FIXTURE = Path(__file__).with_name("conformance_fixture.py")
 SUITE, NODE = "@modelcontextprotocol/conformance@0.2.0-alpha.12", "node@22"
 REQUIREMENTS = "2025-11-25"
-ROUTES = {"streamable": "stdio", "transparent": "http"}
-"""The proxy under test, and the name of the server that makes the gateway use it."""
+ROUTES = {
+    "streamable": "stdio",
+    "transparent": "http",
+    "streamable over Streamable HTTP": "gathered",
+    "streamable over HTTP+SSE": "old",
+}
+"""The proxy under test and what is behind it, and the server that makes the gateway use them."""
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -179,29 +184,38 @@ def runSuite(modules: Path, url: str, folder: Path) -> Run:
     return Run(checks, frozenset(unscored))
 
 
-def gatewayConfiguration(upstream: str) -> str:
-    """Two servers: the fixture as a child, and the fixture over HTTP."""
-    stdio = {"command": sys.executable, "args": [str(FIXTURE), "--stdio"]}
-    http = {"type": "http", "url": upstream}
-    return json.dumps({"mcpServers": {"stdio": stdio, "http": http}})
+def gatewayConfiguration(upstream: str, old: str) -> str:
+    """The fixture as a child, over Streamable HTTP and over HTTP+SSE."""
+    servers = {
+        "stdio": {"command": sys.executable, "args": [str(FIXTURE), "--stdio"]},
+        "http": {"type": "http", "url": upstream},
+        "gathered": {"url": upstream, "proxy": "streamable"},
+        "old": {"url": old},
+    }
+    return json.dumps({"mcpServers": servers})
 
 
 def runAll(modules: Path, routes: Sequence[str], folder: Path) -> dict[str, Run]:
     """Run the suite directly and over each route, one after the other."""
-    fixture, gateway = folder / "fixture.log", folder / "gateway.log"
+    gateway = folder / "gateway.log"
     with contextlib.ExitStack() as stack:
-        arguments = [sys.executable, str(FIXTURE), "--http", "0"]
-        upstream = awaited(stack.enter_context(running(arguments, fixture)), fixture, None)
+
+        def fixtureOver(transport: str) -> str:
+            log = folder / f"fixture-{transport}.log"
+            arguments = [sys.executable, str(FIXTURE), f"--{transport}", "0"]
+            return awaited(stack.enter_context(running(arguments, log)), log, None)
+
+        upstream = fixtureOver("http")
         runs = {"direct": runSuite(modules, upstream, folder / "direct")}
         if routes:
             configuration, port = folder / "servers.json", freePort()
-            configuration.write_text(gatewayConfiguration(upstream))
+            configuration.write_text(gatewayConfiguration(upstream, fixtureOver("sse")))
             arguments = [sys.executable, "-m", "gateway.tap", "--config", str(configuration)]
             arguments += ["--listen", f"tcp:{port}:interface=127.0.0.1"]
             base = awaited(stack.enter_context(running(arguments, gateway)), gateway, port)
             for route in routes:
                 url = f"{base}/servers/{ROUTES[route]}/mcp"
-                runs[route] = runSuite(modules, url, folder / route)
+                runs[route] = runSuite(modules, url, folder / ROUTES[route])
         return runs
 
 
@@ -218,12 +232,12 @@ def lost(runs: Mapping[str, Run], route: str) -> list[tuple[str, str, str]]:
 def report(runs: Mapping[str, Run]) -> bool:
     """Print the table; whether no check was lost and every route ran."""
     print(f"{SUITE}, requirements {REQUIREMENTS}")
-    print(f"{'route':<12} {'scenarios':>9} {'passed':>7} {'failed':>7} {'warnings':>9} {'lost':>5}")
+    print(f"{'route':<32} {'scenarios':>9} {'passed':>7} {'failed':>7} {'warnings':>9} {'lost':>5}")
     fine = True
     for route, run in runs.items():
         missing = 0 if route == "direct" else len(lost(runs, route))
         counts = run.count("SUCCESS"), run.count("FAILURE"), run.count("WARNING")
-        print("{:<12} {:>9} {:>7} {:>7} {:>9} {:>5}".format(route, run.scenarios, *counts, missing))
+        print("{:<32} {:>9} {:>7} {:>7} {:>9} {:>5}".format(route, run.scenarios, *counts, missing))
         fine = fine and missing == 0 and run.count("SUCCESS") > 0
     for (scenario, id), status in sorted(runs["direct"].checks.items()):
         if status == "FAILURE":

@@ -28,9 +28,12 @@ import mcp_types as types
 import uvicorn
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.sse import SseServerTransport
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
 
 # Logging, sampling and roots are what this fixture is for, whatever the newest revision thinks.
 warnings.simplefilter("ignore", MCPDeprecationWarning)
@@ -410,13 +413,31 @@ async def serveStdio() -> None:
 
 
 async def serveHTTP(port: int) -> None:
-    """Serve on loopback; port 0 takes a free one."""
+    """Serve Streamable HTTP on loopback; port 0 takes a free one."""
     app = makeServer().streamable_http_app(
         host="127.0.0.1", event_store=Events(), retry_interval=500
     )
+    await serve(app, port, "/mcp")
+
+
+async def serveSSE(port: int) -> None:
+    """Serve HTTP+SSE on loopback."""
+    server, sse = makeServer(), SseServerTransport("/messages/")
+
+    class Stream:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async with sse.connect_sse(scope, receive, send) as (reader, writer):
+                await server.run(reader, writer, server.create_initialization_options())
+
+    messages = Mount("/messages/", app=sse.handle_post_message)
+    app = Starlette(routes=[Route("/sse", Stream(), methods=["GET"]), messages])
+    await serve(app, port, "/sse")
+
+
+async def serve(app: Any, port: int, path: str) -> None:
     listening = socket.create_server(("127.0.0.1", port))
     serving = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    print(f"ready http://127.0.0.1:{listening.getsockname()[1]}/mcp", flush=True)
+    print(f"ready http://127.0.0.1:{listening.getsockname()[1]}{path}", flush=True)
     await serving.serve(sockets=[listening])
 
 
@@ -425,10 +446,13 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--stdio", action="store_true")
     way.add_argument("--http", type=int, metavar="PORT")
+    way.add_argument("--sse", type=int, metavar="PORT")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     if chosen.stdio:
         anyio.run(serveStdio)
+    elif chosen.sse is not None:
+        anyio.run(serveSSE, chosen.sse)
     else:
         anyio.run(serveHTTP, chosen.http)
 
