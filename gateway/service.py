@@ -43,6 +43,7 @@ from gateway.proxies.sse import SSEProxy
 from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.transparent import TransparentProxy
 from gateway.servers.http import HTTPServer
+from gateway.servers.shared import SharedServer
 from gateway.servers.stdio import StdioServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
@@ -184,6 +185,8 @@ class GatewayService(Service):
         default: str | None = None
         for configured in self.configuration.servers:
             server = self._server(configured, reaper)
+            if configured.isolation == "shared":
+                server = SharedServer(server, self._clock, self._observer)
             servers.append(server)
             mounts[configured.name] = _mount(server, shared, ladder)
             if configured.default or len(self.configuration.servers) == 1:
