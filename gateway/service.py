@@ -11,15 +11,16 @@ waits until no child and no connection is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,7 +29,7 @@ from twisted.web.resource import IResource
 from gateway.app import GatewayApp, Mount
 from gateway.clock import MonotonicClock
 from gateway.config import Configuration
-from gateway.doors.resource import Door
+from gateway.doors.resource import Door, MountedDoor
 from gateway.doors.site import GatewaySite, OpenConnections
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
@@ -73,6 +74,7 @@ class _Running:
     proxies: list[StreamableEndpoint]
     reaper: Reaper
     door: Door
+    mounted: Door
     ports: list[IListeningPort] = field(factory=list)
     connections: list[OpenConnections] = field(factory=list)
 
@@ -89,8 +91,11 @@ class GatewayService(Service):
     Life: made → `startService` listens and is ready → `stopService` drains and waits; may be
     started again. Nothing global is touched; several live in one process.
 
-    configuration: what to serve. reactor: the host's. authenticator, policy, observer, store:
-    anonymous, allowing, silent and in memory by default.
+    configuration: what to serve. reactor: the host's. listen: whether it listens by itself; not
+    where it is only a resource of a host's Site. authenticator, policy, observer, store:
+    anonymous, allowing, silent and in memory by default. clock: measures every time; a monotonic
+    one over the reactor's by default. servers: makes a server from its settings, in place of what
+    the gateway would make.
     """
 
     def __init__(
@@ -98,15 +103,20 @@ class GatewayService(Service):
         configuration: Configuration,
         reactor: Any,
         *,
+        listen: bool = True,
         authenticator: IAuthenticator | None = None,
         policy: IPolicy | None = None,
         observer: IObserver | None = None,
         store: ISessionStore | None = None,
+        clock: IReactorTime | None = None,
+        servers: Callable[[ServerSettings], IServer] | None = None,
     ) -> None:
         self.configuration = configuration
         self.state = State.STOPPED
         self._reactor = reactor
-        self._clock = MonotonicClock(reactor)
+        self._clock: IReactorTime = clock or MonotonicClock(reactor)
+        self._servers = servers
+        self._listens = listen
         self._authenticator = authenticator or AnonymousAuthenticator()
         self._policy = policy or AllowAll()
         self._observer = observer or NullObserver()
@@ -143,9 +153,8 @@ class GatewayService(Service):
     def _start(self) -> None:
         self.state = State.STARTING
         run = self._assemble()
-        endpoints = [
-            serverFromString(self._reactor, text) for text in self.configuration.gateway.listen
-        ]
+        listen = self.configuration.gateway.listen if self._listens else ()
+        endpoints = [serverFromString(self._reactor, text) for text in listen]
         try:
             self._listen(run, endpoints)
         except BaseException:
@@ -184,17 +193,19 @@ class GatewayService(Service):
         servers: list[IServer] = []
         default: str | None = None
         for configured in self.configuration.servers:
-            server = self._server(configured, reaper)
+            make = self._servers or partial(self._server, reaper=reaper)
+            server = make(configured)
             if configured.isolation == "shared":
-                server = SharedServer(server, self._clock, self._observer)
+                server = SharedServer(server, limits, self._clock, self._observer)
             servers.append(server)
             mounts[configured.name] = _mount(server, shared, ladder)
             if configured.default or len(self.configuration.servers) == 1:
                 default = configured.name
         app = GatewayApp(ladder, mounts, default, lambda: self.state is State.READY)
-        door = Door(ladder, app.app.resource(), mounted=False)
+        root = app.app.resource()
+        door, mounted = (Door(ladder, root, mounted=mounted) for mounted in (False, True))
         proxies = [mount.http for mount in mounts.values()]
-        return _Running(shared, servers, proxies, reaper, door)
+        return _Running(shared, servers, proxies, reaper, door, mounted)
 
     def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
         limits = self.configuration.gateway.limits
@@ -215,8 +226,23 @@ class GatewayService(Service):
         return self._started().shared.registry
 
     def resource(self) -> IResource:
-        """The gateway as a resource of our own listener. Only while started."""
-        return self._started().door
+        """
+        The gateway as a resource for somebody's Site, at any place in its tree.
+
+        It can be had before the start and serves across starts and stops; meanwhile it answers 503.
+
+        Raises: ValueError where no allowed hosts are configured: under which names a host's Site
+            is reached, only the host knows.
+        """
+        if not self.configuration.gateway.allowed_hosts:
+            raise ValueError(
+                "a gateway under a Site needs gateway.allowed_hosts: the names by which clients "
+                'reach the Site, such as ["mcp.example.com", "localhost:*"]'
+            )
+        return MountedDoor(self._mounted, self.configuration.gateway.limits.retry_after)
+
+    def _mounted(self) -> Door | None:
+        return None if self._run is None else self._run.mounted
 
     def _started(self) -> _Running:
         if self._run is None:

@@ -29,7 +29,7 @@ ROOMS = [
     {"app"},
     {"config"},
     {"service"},
-    {"banner"},
+    {"banner", "testing"},
     {"tap"},
 ]
 """From the bottom to the top."""

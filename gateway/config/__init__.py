@@ -7,6 +7,7 @@ from gateway.config.gateway import (
     GatewaySettings,
     gatewaySettings,
     loadConfiguration,
+    readConfiguration,
 )
 from gateway.config.servers import demoServer, serverFromArguments
 from gateway.config.values import isPublic
@@ -21,5 +22,6 @@ __all__ = [
     "gatewaySettings",
     "isPublic",
     "loadConfiguration",
+    "readConfiguration",
     "serverFromArguments",
 ]

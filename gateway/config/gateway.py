@@ -26,6 +26,7 @@ __all__ = [
     "GatewaySettings",
     "gatewaySettings",
     "loadConfiguration",
+    "readConfiguration",
 ]
 
 MAX_SECONDS = 2_000_000
@@ -141,8 +142,28 @@ def loadConfiguration(
 
     Raises: ConfigurationError with every mistake.
     """
-    report = Report(printable(path), environ)
-    document = Node(readDocument(path), "", report)
+    return _configuration(readDocument(path), path, Report(printable(path), environ), overrides)
+
+
+def readConfiguration(
+    document: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Configuration:
+    """
+    Read a configuration from an object in the shape of the file, as an embedder writes it.
+
+    environ, overrides: see loadConfiguration; without environ no variable is set.
+    Raises: ConfigurationError with every mistake.
+    """
+    source = "configuration"
+    return _configuration(document, source, Report(source, environ or {}), overrides)
+
+
+def _configuration(
+    content: object, source: str, report: Report, overrides: Mapping[str, object] | None
+) -> Configuration:
+    document = Node(content, "", report)
     keys = document.table() or {}
     # VS Code's own file has `servers`.
     root = "servers" if "servers" in keys and "mcpServers" not in keys else "mcpServers"
@@ -160,7 +181,7 @@ def loadConfiguration(
     gateway = _gateway(keys.get("gateway", Node({}, "gateway", report)), overrides or {})
     report.raiseProblems()
     return Configuration(
-        servers=servers, gateway=gateway, source=path, notices=tuple(report.notices)
+        servers=servers, gateway=gateway, source=source, notices=tuple(report.notices)
     )
 
 

@@ -29,7 +29,7 @@ from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
 from gateway.wire.exchange import RequestHead
 
-__all__ = ["Door", "IRequestExchange", "ProxyResource", "RequestExchange"]
+__all__ = ["Door", "IRequestExchange", "MountedDoor", "ProxyResource", "RequestExchange"]
 
 _log = Logger()
 
@@ -234,6 +234,40 @@ class Door:
             return NOT_DONE_YET
         request.setComponent(IRequestExchange, exchange)
         self.app.render(request)
+        return NOT_DONE_YET
+
+
+@implementer(IResource)
+@define(eq=False)
+class MountedDoor:
+    """
+    A gateway's place in a host's Site: the same resource across its starts and stops.
+
+    door: the door there is now, None while the gateway is not started. retryAfter: in seconds.
+    """
+
+    door: Callable[[], Door | None]
+    retryAfter: int
+    isLeaf: bool = field(default=True, init=False)
+    server: object = field(default=None, init=False)
+
+    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
+        """Never asked: it is a leaf."""
+        return self
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """The URL map is the app's alone."""
+        raise ValueError("routes are added to the Klein app")
+
+    def render(self, request: Request) -> int:
+        """Serve a request, or say that there is no gateway just now."""
+        door = self.door()
+        if door is not None:
+            return door.render(request)
+        refusal = refusals.shuttingDown(self.retryAfter)
+        RequestExchange(_headOf(request, True), request).answer(
+            refusal.status, refusal.fields(), refusal.body()
+        )
         return NOT_DONE_YET
 
 

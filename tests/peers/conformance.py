@@ -250,12 +250,9 @@ def report(runs: Mapping[str, Run]) -> bool:
     fine = True
     for route, run in runs.items():
         missing = [] if route == "direct" else lost(runs, route)
-        counts = run.count("SUCCESS"), run.count("FAILURE"), run.count("WARNING")
-        print(
-            "{:<32} {:>9} {:>7} {:>7} {:>9} {:>5}".format(
-                route, run.scenarios, *counts, len(missing)
-            )
-        )
+        statuses = [run.count(status) for status in ("SUCCESS", "FAILURE", "WARNING")]
+        counts = [run.scenarios, *statuses, len(missing)]
+        print("{:<32} {:>9} {:>7} {:>7} {:>9} {:>5}".format(route, *counts))
         unexpected = [one for one in missing if (route, one[0]) not in EXPECTED]
         fine = fine and not unexpected and run.count("SUCCESS") > 0
     for (scenario, id), status in sorted(runs["direct"].checks.items()):
