@@ -196,7 +196,7 @@ class GatewayService(Service):
             make = self._servers or partial(self._server, reaper=reaper)
             server = make(configured)
             if configured.isolation == "shared":
-                server = SharedServer(server, self._clock, self._observer)
+                server = SharedServer(server, limits, self._clock, self._observer)
             servers.append(server)
             mounts[configured.name] = _mount(server, shared, ladder)
             if configured.default or len(self.configuration.servers) == 1:

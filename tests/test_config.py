@@ -496,6 +496,18 @@ def test_servers_at_the_top_level(mistakes: Callable[..., list[str]]) -> None:
         (stdio(max_timeout=[]), "mcpServers.a.max_timeout: found a list"),
         ('{"mcpServers": {"a": {"command": "x", "timeout": 1e999}}}', "found inf (a number)"),
         (stdio(on_exit="replays"), 'did you mean "replay"?'),
+        (stdio(isolation="share"), 'did you mean "shared"?'),
+        (stdio(isolation=True), "mcpServers.a.isolation: found true (a boolean)"),
+        (
+            http(isolation="shared", forward_authorization=True),
+            "mcpServers.a.forward_authorization: found true (a boolean), expected false with "
+            'isolation "shared"',
+        ),
+        (
+            http(isolation="shared", proxy="transparent"),
+            'mcpServers.a.proxy: found "transparent" (a string), expected "streamable" with '
+            'isolation "shared"',
+        ),
         (stdio(default="yes"), "mcpServers.a.default: found"),
         (stdio(forward_authorization=True), "expected it only for a server with a url"),
         (stdio(type="http"), "mcpServers.a.type: found"),
@@ -521,6 +533,25 @@ def test_a_mistake_in_a_server(
 ) -> None:
     (line,) = mistakes(document)
     assert expected in line
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        stdio(isolation="shared"),
+        http(isolation="shared"),
+        http(isolation="shared", proxy="streamable", forward_authorization=False),
+    ],
+)
+def test_a_server_that_is_shared(load: Load, document: dict[str, object]) -> None:
+    (server,) = load(document).servers
+    assert server.isolation == "shared"
+
+
+@pytest.mark.parametrize("document", [stdio(), http(proxy="transparent")])
+def test_a_server_is_not_shared_unasked(load: Load, document: dict[str, object]) -> None:
+    (server,) = load(document).servers
+    assert server.isolation == "session"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,11 @@ REACHED = {
     "term_wait": "test_stdio_link.test_acceptance_58_stubborn_with_grandchildren",
     "respawn_first": "test_limits.test_acceptance_48_whatDiesYoungIsMadeAgainMoreAndMoreRarely",
     "respawn_last": "test_limits.test_acceptance_48_whatDiesYoungIsMadeAgainMoreAndMoreRarely",
+    "circuit_failures": "test_breaker.test_acceptance_48_fiveFailuresOpenTheCircuit",
+    "circuit_window": "test_breaker.test_onlyFailuresWithinTheWindowCount",
+    "circuit_young": "test_breaker.test_aLinkThatDiesYoungIsAFailure",
+    "circuit_first": "test_breaker.test_theCoolDownGrowsAndIsBounded",
+    "circuit_last": "test_breaker.test_theCoolDownGrowsAndIsBounded",
 }
 """Which test reaches which bound."""
 
@@ -91,6 +96,10 @@ WITHOUT_EVENT = {
     "heartbeat": "an interval: nothing is refused or ended",
     "head_wait": "an interval: the answer goes on, as a stream",
     "max_json_answer_stream": "a choice of form: nothing is refused or ended",
+    "circuit_window": "a measure of circuit_failures, whose event tells",
+    "circuit_young": "a measure of circuit_failures, whose event tells",
+    "circuit_first": "an interval: CircuitOpened tells it",
+    "circuit_last": "an interval: CircuitOpened tells it",
 }
 """Fields that need no event, and why."""
 

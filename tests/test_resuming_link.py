@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
-from test_shared_server import Observed, Session, hello, message
+from link_support import Observed, Session, hello, message
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 from zope.interface.verify import verifyObject

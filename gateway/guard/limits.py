@@ -58,7 +58,9 @@ class Limits:
         64, "unanswered server requests per session", "-32603 to the server"
     )
     max_subscriptions: int = _bound(
-        1024, "per session", "the oldest is not repeated to a server that came back"
+        1024,
+        "per session",
+        "the oldest is not repeated to a server that came back; `overloaded` on a shared server",
     )
     max_get_streams: int = _bound(4, "streams per session", "the oldest stream ends")
     max_queued_messages: int = _bound(
@@ -111,3 +113,18 @@ class Limits:
     term_wait: float = _bound(5.0, "seconds", "SIGKILL to the child's process group")
     respawn_first: float = _bound(0.5, "seconds", "the first back-off before a respawn")
     respawn_last: float = _bound(30.0, "seconds", "the longest back-off before a respawn")
+    circuit_failures: int = _bound(
+        5,
+        "failures of a child server in `circuit_window`",
+        "no child is started for a while: `upstream_unreachable` at once",
+    )
+    circuit_window: float = _bound(60.0, "seconds", "older failures of a child count no more")
+    circuit_young: float = _bound(
+        5.0, "seconds", "a child that exits sooner, with no call running, is a failure"
+    )
+    circuit_first: float = _bound(
+        10.0, "seconds", "the first time for which a child that keeps failing is left alone"
+    )
+    circuit_last: float = _bound(
+        120.0, "seconds", "the longest time for which a child that keeps failing is left alone"
+    )

@@ -73,16 +73,24 @@ class LinkFailed(Exception):
     answer: the server's own error response to `initialize`, where it gave one; its id is None
         where the server gave none.
     status: the HTTP status by which the server refused `initialize`, else 0.
+    retryAfter: seconds for which further attempts will fail at once, made by nobody; 0 where the
+        next is made.
     """
 
     def __init__(
-        self, reason: Reason, message: str, answer: Message | None = None, status: int = 0
+        self,
+        reason: Reason,
+        message: str,
+        answer: Message | None = None,
+        status: int = 0,
+        retryAfter: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.answer = answer
         self.status = status
+        self.retryAfter = retryAfter
 
 
 class ListenRefused(Exception):

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from attrs import frozen
@@ -25,21 +26,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import (
-    ILink,
-    ILinkListener,
-    LinkFailed,
-    Outcome,
-    Reason,
-    Settled,
-)
+from gateway.links.interfaces import ILink, ILinkListener, LinkFailed, Outcome, Reason, Settled
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
-from gateway.observe.observer import (
-    BoundReached,
-    IObserver,
-    MessageDropped,
-)
+from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import (
     Kind,
@@ -90,6 +80,8 @@ class StdioLink:
     `open` starts both; whoever asked for the link closes it. It is over when it was closed, when
     the child went away (`ILinkListener.lost`), or when the handshake failed.
 
+    died: called when the child went away by itself after its handshake, with how many calls ran
+        on it.
     answer: the server's response to `initialize`.
     gone: fires when nothing of the child is left, or none could be started.
     """
@@ -98,9 +90,15 @@ class StdioLink:
     sessionless = False
     multiplexed = True
 
-    def __init__(self, parts: StdioParts, listener: ILinkListener) -> None:
+    def __init__(
+        self,
+        parts: StdioParts,
+        listener: ILinkListener,
+        died: Callable[[int], None] = lambda calls: None,
+    ) -> None:
         self._parts = parts
         self._listener = listener
+        self._died = died
         self._state = _State.SHAKING
         self._child = Child(self, parts.limits, parts.reactor, parts.clock, parts.reaper)
         self._lines = LineSplitter(parts.limits.max_line)
@@ -352,9 +350,10 @@ class StdioLink:
         self._fail(LinkFailed(Reason.TIMEOUT, "the server did not answer the handshake in time"))
 
     def _lost(self, reason: Reason, message: str) -> None:
-        state = self._state
+        state, calls = self._state, len(self._calls)
         self._over()
         if state is _State.OPEN:
+            self._died(calls)
             self._listener.lost(reason, message)
         elif state is _State.SHAKING:
             self._failOpening(LinkFailed(reason, message))

@@ -15,6 +15,8 @@ __all__ = [
     "CallAnswered",
     "CallFailed",
     "CallStarted",
+    "CircuitClosed",
+    "CircuitOpened",
     "Event",
     "IObserver",
     "LinkLost",
@@ -136,6 +138,21 @@ class NoiseSkipped(Event):
 
     server: str
     size: int
+
+
+@frozen
+class CircuitOpened(Event):
+    """A server keeps failing and is left alone; seconds: for how long. Again for each probe."""
+
+    server: str
+    seconds: float
+
+
+@frozen
+class CircuitClosed(Event):
+    """A server that was left alone works again."""
+
+    server: str
 
 
 class IObserver(Interface):

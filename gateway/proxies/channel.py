@@ -78,8 +78,10 @@ class Channel:
             self.shared.observer.observed(BoundReached(lost, self.server))
             stream.write(comment(b"gap: events before the next one are no longer kept"))
         for id, data in kept:
-            stream.write(encodeEvent(data, id=id))
+            stream.replay(encodeEvent(data, id=id))
         if self.ended:
+            if stream.keepsUp:
+                self.log.told(self._numbered)
             stream.close()
         else:
             self.stream = stream
@@ -128,6 +130,8 @@ class Channel:
         event = self._event(body, mark, final)
         if self.stream is not None:
             self.stream.writeAnswer(event)
+            if self.log is not None and self._numbered is not None and self.stream.keepsUp:
+                self.log.told(self._numbered)
 
     def lost(self, id: bytes) -> None:
         """The session is lost; the call with this id ends."""

@@ -98,7 +98,7 @@ async def handshake(
         shared.observer.observed(CallFailed(context.server, "initialize", error.reason.value))
         if error.answer is not None:
             return error.answer.withID(message.id), False
-        return callFailed(message.id, error.reason, error.message), False
+        return callFailed(message.id, error.reason, error.message, error.retryAfter), False
     except StoreRefused:
         why = "the session could not be stored"
         return callFailed(message.id, Reason.OVERLOADED, why), False

@@ -43,12 +43,13 @@ class Reply:
     """
     The answer to one POST. A relay's target for its calls.
 
+    exchange: where it goes; None once there is a stream, which may be kept long after its request.
     json, events: what its client accepts. log: numbers the events of a stream, so that a client
     that was cut off can resume it.
     Life: made for the POST → `start` → messages and answers → done, or gone with its client.
     """
 
-    exchange: Exchange
+    exchange: Exchange | None
     shared: Shared
     server: str
     owner: ReplyOwner
@@ -69,6 +70,7 @@ class Reply:
     def start(self, openNow: bool) -> None:
         """Wait for messages; openNow: with the stream open and primed."""
         self._started = self.shared.clock.seconds()
+        assert self.exchange is not None
         self.exchange.onGone = self._gone
         if openNow and self.events:
             self._open().prime()
@@ -100,13 +102,16 @@ class Reply:
 
     def finishBatch(self) -> None:
         """Send what was collected as the answer to a batch."""
-        self._finish(encodeBatch(self._batch or ()))
+        body = encodeBatch(self._batch or ())
+        self._batch = None
+        self._finish(body)
 
     def _finish(self, body: bytes, mark: EventMark | None = None) -> None:
         self._end()
-        if self._channel is None and (self.json or self._isLarge(body)):
-            self.exchange.onGone = None
-            self.exchange.answer(200, (JSON_TYPE,), body)
+        exchange = self.exchange
+        if exchange is not None and (self.json or self._isLarge(body)):
+            exchange.onGone = None
+            exchange.answer(200, (JSON_TYPE,), body)
         else:
             self._open().finish(body, mark)
 
@@ -122,14 +127,15 @@ class Reply:
         """The session is lost: the one 404, or an error where the stream is open already."""
         if self._done:
             return
-        if self._channel is not None:
+        exchange = self.exchange
+        if exchange is None:
             self.answer(lostWithSession(id))
             return
         self._end()
-        self.exchange.onGone = None
+        exchange.onGone = None
         refusal = sessionNotFound()
         body = refusal.body(None if self._batch is not None else id)
-        self.exchange.answer(refusal.status, refusal.fields(), body)
+        exchange.answer(refusal.status, refusal.fields(), body)
 
     def close(self) -> None:
         """The session is over: end what is open; who got nothing yet is cut."""
@@ -137,7 +143,7 @@ class Reply:
         self._end()
         if self._channel is not None:
             self._channel.close()
-        elif not done:
+        elif not done and self.exchange is not None:
             self.exchange.onGone = None
             self.exchange.abort()
 
@@ -151,7 +157,9 @@ class Reply:
             self.shared.pulse.leave(self)
             channel = self._channel = Channel(self.shared, self.server, self.log)
             channel.owner = self
-            self.connect(self.exchange, channel)
+            exchange, self.exchange = self.exchange, None
+            assert exchange is not None
+            self.connect(exchange, channel)
         return self._channel
 
     def connect(self, exchange: Exchange, channel: Channel, after: int | None = None) -> None:

@@ -58,7 +58,7 @@ class ClientStream:
     watch: ReaderWatch | None = None
     closed: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
-    _outbox: deque[bytes] = field(factory=deque, init=False)
+    _outbox: deque[tuple[bytes, int]] = field(factory=deque, init=False)
     _held: int = field(default=0, init=False)
     _blockedSince: float | None = field(default=None, init=False)
     _lastWrite: float = field(init=False)
@@ -67,6 +67,11 @@ class ClientStream:
         self._lastWrite = self.shared.clock.seconds()
         self.sink.onDrained = self._drained
         self.shared.pulse.join(self)
+
+    @property
+    def keepsUp(self) -> bool:
+        """Whether everything written so far went to the connection."""
+        return not self.closed and self._blockedSince is None
 
     def hasRoom(self) -> bool:
         """Whether a message that is no answer is taken; if not, its reader does not keep up."""
@@ -97,11 +102,21 @@ class ClientStream:
 
     def write(self, data: bytes) -> None:
         """Write encoded events, now or when the reader reads again."""
+        self._write(data, len(data))
+
+    def replay(self, data: bytes) -> None:
+        """
+        Write what is kept in the event log. It takes no room from what comes after it, since
+        the log's bounds are the bounds on it.
+        """
+        self._write(data, 0)
+
+    def _write(self, data: bytes, room: int) -> None:
         if self.closed or self._closing:
             return
         if self._blockedSince is not None:
-            self._outbox.append(data)
-            self._held += len(data)
+            self._outbox.append((data, room))
+            self._held += room
             return
         now = self.shared.clock.seconds()
         self._lastWrite = now
@@ -116,8 +131,8 @@ class ClientStream:
         now = self.shared.clock.seconds()
         self._lastWrite = now
         while self._outbox:
-            data = self._outbox.popleft()
-            self._held -= len(data)
+            data, room = self._outbox.popleft()
+            self._held -= room
             if not self.sink.write(data):
                 self._blockedSince = now
                 return

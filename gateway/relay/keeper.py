@@ -100,8 +100,11 @@ class LinkKeeper:
         try:
             link = await self.server.link(hello, self.listener, context, self.ownStreams)
         except LinkFailed as error:
-            # A server that refuses one client's credentials is well; others need not wait.
-            if error.status not in _CREDENTIALS_REFUSED:
+            # A server that refuses one client's credentials is well; others need not wait. Nor
+            # does it help to wait where attempts fail at once for as long as they should.
+            if error.retryAfter:
+                self._retryAt = 0.0
+            elif error.status not in _CREDENTIALS_REFUSED:
                 self._backOff()
             raise
         if self.closed:

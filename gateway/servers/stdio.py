@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
@@ -23,7 +24,8 @@ from gateway.links.interfaces import (
 from gateway.links.process import Program, Reaper
 from gateway.links.serverlog import ServerLog
 from gateway.links.stdio import StdioLink, StdioParts
-from gateway.observe.observer import IObserver
+from gateway.observe.observer import BoundReached, CircuitClosed, CircuitOpened, IObserver
+from gateway.servers.breaker import Attempt, Breaker
 from gateway.settings import StdioSettings
 from gateway.wire.context import CallContext
 
@@ -100,7 +102,10 @@ class StdioServer:
     reaper: the gateway's; whoever made it closes it, after `drain`.
     environ: of the gateway; its own without.
 
-    Whoever asked for a link closes it; `drain` closes all, and no further one is given.
+    Whoever asked for a link closes it; `drain` closes all, and no further one is given. A child
+    that cannot be started, gives no handshake or exits soon after it without having been asked
+    anything is a failure for the Breaker; the server's own error to `initialize` is not, since
+    the fault may be its client's. Servers over HTTP have no breaker: those refuse fast already.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class StdioServer:
         self._links: set[StdioLink] = set()
         self._health = Health.UNKNOWN
         self._drained = False
+        self._breaker = Breaker(limits)
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
@@ -133,24 +139,63 @@ class StdioServer:
         return Deferred.fromCoroutine(self._link(hello, listener))
 
     async def _link(self, hello: Hello, listener: ILinkListener) -> ILink:
+        attempt = self._breaker.begin(self._now)
+        if attempt is None:
+            why = "the server keeps failing and is left alone for a while"
+            wait = self._breaker.wait(self._now)
+            raise LinkFailed(Reason.UPSTREAM_UNREACHABLE, why, retryAfter=wait)
         try:
             program = self._program()
-            link = StdioLink(self._parts, listener)
+            link = StdioLink(self._parts, listener, partial(self._died, attempt))
             self._links.add(link)
             link.gone.addCallback(lambda _: self._links.discard(link))
             await link.open(program, hello.params, self.settings.handshake_timeout)
         except LinkFailed as failed:
-            if failed.reason is not Reason.SHUTTING_DOWN:
-                self._health = Health.DOWN
-                _log.warn(
-                    "{server}: no handshake ({reason}): {message}",
-                    server=self.name,
-                    reason=failed.reason.value,
-                    message=failed.message,
-                )
+            self._failed(attempt, failed)
+            raise
+        except BaseException:
+            self._breaker.abandoned(attempt)
             raise
         self._health = Health.UP
+        self._works(attempt)
         return link
+
+    @property
+    def _now(self) -> float:
+        return self._parts.clock.seconds()
+
+    def _failed(self, attempt: Attempt, failed: LinkFailed) -> None:
+        if failed.reason is Reason.SHUTTING_DOWN:
+            self._breaker.abandoned(attempt)
+            return
+        self._health = Health.DOWN
+        _log.warn(
+            "{server}: no handshake ({reason}): {message}",
+            server=self.name,
+            reason=failed.reason.value,
+            message=failed.message,
+        )
+        if failed.answer is not None:
+            self._works(attempt)
+        elif self._breaker.failed(attempt, self._now):
+            self._opened()
+        failed.retryAfter = self._breaker.wait(self._now)
+
+    def _works(self, attempt: Attempt) -> None:
+        if self._breaker.succeeded(attempt, self._now):
+            _log.info("{server}: works again", server=self.name)
+            self._parts.observer.observed(CircuitClosed(self.name))
+
+    def _died(self, attempt: Attempt, calls: int) -> None:
+        # Where a call ran, it may be its client's doing; others shall not pay for it.
+        if not calls and self._breaker.died(attempt, self._now):
+            self._opened()
+
+    def _opened(self) -> None:
+        wait = self._breaker.wait(self._now)
+        _log.error("{server}: keeps failing, left alone for {wait} s", server=self.name, wait=wait)
+        self._parts.observer.observed(BoundReached("circuit_failures", self.name))
+        self._parts.observer.observed(CircuitOpened(self.name, wait))
 
     def _program(self) -> Program:
         settings = self.settings
@@ -179,8 +224,8 @@ class StdioServer:
         return Program(found, (settings.command, *settings.args), env, cwd)
 
     def health(self) -> Health:
-        """See IServer: what the last handshake showed."""
-        return self._health
+        """See IServer: what the last handshake showed; down while the circuit is open."""
+        return Health.DOWN if self._breaker.isOpen else self._health
 
     def drain(self) -> Deferred[None]:
         """See IServer."""

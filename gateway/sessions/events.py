@@ -3,16 +3,22 @@ The event log of one session: what was sent on its numbered streams, for resumpt
 (MCP 2025-11-25, basic/transports, Resumability and Redelivery). Pure.
 
 An event id carries its stream and its place in it, and a tag that only this session's key makes:
-an id of another session, or one made up, names nothing. Events are kept for `logged_for` seconds,
-at most `max_logged_events` of them in at most `max_logged_bytes`; the final answers of streams have
-a budget of their own, as many in at most `max_answer` bytes.
+an id of another session, or one made up, names nothing. What is kept is bounded for the whole
+session, however many streams it has:
+
+ 1. Nothing is kept longer than `logged_for` seconds.
+ 2. Of events, `max_logged_events` in `max_logged_bytes`. Those of streams that ended go first, in
+    the order the streams ended; then the oldest.
+ 3. Final answers have a budget of their own, as many in `max_answer` bytes, so that what else was
+    said pushes none out. Those that were written to a connection go first, then the oldest. With
+    its answer goes what is left of a stream.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from hashlib import blake2b
 
 from attrs import define, field
@@ -31,17 +37,16 @@ class NumberedStream:
 
     owner: whatever serves the stream, for whoever finds it by an event id.
     last: the number of its last event. ended: whether there will be no more.
-    kept: how many of its events are kept. forgotten: the number of the newest that is not, and
-    bound: the limit for which.
+    forgotten: the number of the newest event that is not kept, and bound: the limit for which.
     """
 
     number: int
     owner: object
     last: int = 0
     ended: bool = False
-    kept: int = 0
     forgotten: int = 0
     bound: str = ""
+    _kept: deque[_Logged] = field(factory=deque, init=False)
 
 
 @define(eq=False)
@@ -54,22 +59,70 @@ class _Logged:
 
 
 @define(eq=False)
+class _Shelf:
+    """
+    What is kept under one bound in number and one in bytes, in the order it came.
+
+    sizeBound: the name of the bound in bytes.
+    """
+
+    most: int
+    mostBytes: int
+    sizeBound: str
+    size: int = 0
+    events: OrderedDict[_Logged, None] = field(factory=OrderedDict)
+    _first: OrderedDict[_Logged, None] = field(factory=OrderedDict)
+
+    def put(self, event: _Logged) -> None:
+        self.events[event] = None
+        self.size += len(event.data)
+
+    def letGoFirst(self, event: _Logged) -> None:
+        """Of what is too much, this goes before what was not named here."""
+        if event in self.events:
+            self._first[event] = None
+
+    def take(self, event: _Logged) -> None:
+        del self.events[event]
+        self._first.pop(event, None)
+        self.size -= len(event.data)
+
+    def broken(self) -> str:
+        """The name of the bound that is broken, or ""."""
+        if len(self.events) > self.most:
+            return "max_logged_events"
+        return self.sizeBound if self.size > self.mostBytes else ""
+
+    def next(self) -> _Logged:
+        """What goes next."""
+        return next(iter(self._first or self.events))
+
+
+@define(eq=False)
 class EventLog:
     """The numbered streams of one session and what is kept of them."""
 
     limits: Limits
     _key: bytes = field(factory=lambda: secrets.token_bytes(16))
     _streams: dict[int, NumberedStream] = field(factory=dict, init=False)
-    _events: deque[_Logged] = field(factory=deque, init=False)
-    _count: int = field(default=0, init=False)
-    _bytes: int = field(default=0, init=False)
-    _finals: int = field(default=0, init=False)
-    _finalBytes: int = field(default=0, init=False)
+    _events: _Shelf = field(init=False)
+    _answers: _Shelf = field(init=False)
     _opened: int = field(default=0, init=False)
     _cut: dict[NumberedStream, float] = field(factory=dict, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        limits = self.limits
+        most = limits.max_logged_events
+        self._events = _Shelf(most, limits.max_logged_bytes, "max_logged_bytes")
+        self._answers = _Shelf(most, limits.max_answer, "max_answer")
+
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self._events.events) + len(self._answers.events)
+
+    @property
+    def streams(self) -> int:
+        """How many streams could be resumed, or are running."""
+        return len(self._streams)
 
     def open(self, owner: object) -> NumberedStream:
         """Begin a stream."""
@@ -87,23 +140,31 @@ class EventLog:
         """Keep an event; final: the last of its stream. Returns its id."""
         self.expire(now)
         stream.last += 1
-        stream.kept += 1
-        until = now + self.limits.logged_for
-        self._events.append(_Logged(stream, stream.last, data, until, final))
+        event = _Logged(stream, stream.last, data, now + self.limits.logged_for, final)
+        stream._kept.append(event)
         if final:
-            stream.ended = True
-            self._finals += 1
-            self._finalBytes += len(data)
+            self._answers.put(event)
+            self._end(stream)
         else:
-            self._count += 1
-            self._bytes += len(data)
+            self._events.put(event)
         self._bound()
         return self.idOf(stream, stream.last)
 
+    def told(self, stream: NumberedStream) -> None:
+        """The final answer of a stream was written to a connection."""
+        if stream._kept and stream._kept[-1].final:
+            self._answers.letGoFirst(stream._kept[-1])
+
     def close(self, stream: NumberedStream) -> None:
         """A stream ended without another event; nothing is left to resume if none is kept."""
-        stream.ended = True
+        if not stream.ended:
+            self._end(stream)
         self._tidy(stream)
+
+    def _end(self, stream: NumberedStream) -> None:
+        stream.ended = True
+        for event in stream._kept:
+            self._events.letGoFirst(event)
 
     def cut(self, stream: NumberedStream, now: float) -> None:
         """
@@ -147,52 +208,38 @@ class EventLog:
         """
         kept = [
             (self.idOf(stream, event.number), event.data)
-            for event in self._events
-            if event.stream is stream and event.number > number
+            for event in stream._kept
+            if event.number > number
         ]
         return stream.bound if stream.forgotten > number else "", kept
 
     def exhausted(self, stream: NumberedStream, number: int) -> bool:
         """Whether nothing is kept, and nothing will come, on a stream after an event."""
-        return stream.ended and not self.after(stream, number)[1]
+        return stream.ended and not (stream._kept and stream._kept[-1].number > number)
 
     def expire(self, now: float) -> None:
         """Let go of what was kept long enough."""
-        while self._events and self._events[0].until <= now:
-            self._drop(self._events.popleft(), "logged_for")
+        for shelf in (self._events, self._answers):
+            while shelf.events and (event := next(iter(shelf.events))).until <= now:
+                self._drop(event, "logged_for")
         while self._cut and next(iter(self._cut.values())) <= now:
             self._leave(next(iter(self._cut)))
 
     def _bound(self) -> None:
-        limits = self.limits
-        while self._count > limits.max_logged_events:
-            self._dropFirst("max_logged_events", final=False)
-        while self._bytes > limits.max_logged_bytes:
-            self._dropFirst("max_logged_bytes", final=False)
-        while self._finals > limits.max_logged_events:
-            self._dropFirst("max_logged_events", final=True)
-        while self._finalBytes > limits.max_answer:
-            self._dropFirst("max_answer", final=True)
-
-    def _dropFirst(self, bound: str, *, final: bool) -> None:
-        for event in self._events:
-            if event.final is final:
-                self._events.remove(event)
-                self._drop(event, bound)
-                return
+        for shelf in (self._events, self._answers):
+            while bound := shelf.broken():
+                self._drop(shelf.next(), bound)
 
     def _drop(self, event: _Logged, bound: str) -> None:
-        if event.final:
-            self._finals -= 1
-            self._finalBytes -= len(event.data)
-        else:
-            self._count -= 1
-            self._bytes -= len(event.data)
-        event.stream.kept -= 1
-        event.stream.forgotten = max(event.stream.forgotten, event.number)
-        event.stream.bound = bound
-        self._tidy(event.stream)
+        stream = event.stream
+        # Without its answer the rest of a stream is of no use.
+        for gone in list(stream._kept) if event.final else [stream._kept[0]]:
+            (self._answers if gone.final else self._events).take(gone)
+            stream._kept.remove(gone)
+            stream.forgotten = max(stream.forgotten, gone.number)
+        stream.bound = bound
+        self._tidy(stream)
 
     def _tidy(self, stream: NumberedStream) -> None:
-        if stream.ended and not stream.kept:
+        if stream.ended and not stream._kept:
             self._streams.pop(stream.number, None)

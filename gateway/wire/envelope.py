@@ -45,6 +45,7 @@ from gateway.wire.strictjson import (
     text,
     unmasked,
     withMember,
+    withoutMember,
 )
 
 __all__ = [
@@ -164,6 +165,14 @@ class Message:
             return self
         fields = self.fields.copy()
         fields["params"] = Raw(withMember(spelled, name, value))
+        return Message(self.kind, fields, self.id, self.method)
+
+    def withoutParam(self, name: str) -> Message:
+        """The same message without one member of `params`, where it has it."""
+        if self.param(name) is None:
+            return self
+        fields = self.fields.copy()
+        fields["params"] = Raw(withoutMember(bytes(fields["params"]), name))
         return Message(self.kind, fields, self.id, self.method)
 
     def withMeta(self, name: str, value: bytes) -> Message:

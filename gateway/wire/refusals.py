@@ -8,6 +8,7 @@ a lost session, and -32001 on 404 means nothing else.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 import msgspec
@@ -253,9 +254,16 @@ def shuttingDown(retryAfter: int) -> Refusal:
     )
 
 
-def callFailed(id: bytes | None, reason: Reason, message: str) -> Message:
-    """The answer to a call that failed in a live session: HTTP 200 with this error."""
-    return errorMessage(id, -32000, message, {"reason": reason.value})
+def callFailed(id: bytes | None, reason: Reason, message: str, retryAfter: float = 0.0) -> Message:
+    """
+    The answer to a call that failed in a live session: HTTP 200 with this error.
+
+    retryAfter: seconds after which trying again may help, where that is known.
+    """
+    data: dict[str, object] = {"reason": reason.value}
+    if retryAfter:
+        data["retryAfterMs"] = math.ceil(retryAfter * 1000)
+    return errorMessage(id, -32000, message, data)
 
 
 def lostWithSession(id: bytes) -> Message:

@@ -37,6 +37,7 @@ __all__ = [
     "text",
     "unmasked",
     "withMember",
+    "withoutMember",
 ]
 
 MAX_DEPTH = 512
@@ -213,4 +214,16 @@ def withMember(data: bytes, name: str, value: bytes) -> bytes:
         fields[name] = Raw(value)
         return unmasked(_encode(fields))
     fields[name] = Raw(value)
+    return _encode(fields)
+
+
+def withoutMember(data: bytes, name: str) -> bytes:
+    """An accepted object without one member."""
+    try:
+        fields = _decodeMembers(data)
+    except _REFUSED:
+        fields = _maskedMembers(data)
+        fields.pop(name, None)
+        return unmasked(_encode(fields))
+    fields.pop(name, None)
     return _encode(fields)

@@ -1,0 +1,156 @@
+"""What the pure layers of a shared link keep, and what they ask to be done."""
+
+from __future__ import annotations
+
+import msgspec
+from attrs import define, field, frozen
+from msgspec import Raw
+
+from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message, quote
+
+__all__ = [
+    "Asked",
+    "Deliver",
+    "Dropped",
+    "Effect",
+    "Entry",
+    "Forgotten",
+    "Granted",
+    "Member",
+    "Reached",
+    "Send",
+    "Step",
+    "emptyResult",
+    "ownRequest",
+]
+
+
+@define(eq=False)
+class Member:
+    """
+    A session's part in a shared link.
+
+    host: what the driver knows it by. level: the log level the server granted it, or "".
+    calls: what it waits for, by its own call objects. running: how many of them the server has.
+    topics: the URIs it is subscribed to.
+    """
+
+    host: object
+    level: str = ""
+    calls: dict[object, Entry] = field(factory=dict)
+    running: int = 0
+    topics: dict[str, None] = field(factory=dict)
+
+
+@define(eq=False)
+class Entry:
+    """
+    A request to the server.
+
+    member: who waits for it; None for one of the gateway's own, and once its asker gave it up.
+    call, id, token: the asker's object, id and progress token for it. ours: the id, and the
+    progress token, that the server knows.
+    uri, level: what it subscribes to, or what log level it asks for; "" in any other.
+    own: whether the gateway asks for itself. cancelled: whether the server was told to stop.
+    """
+
+    member: Member | None
+    call: object
+    id: bytes
+    token: bytes | None
+    ours: bytes
+    request: Message
+    context: CallContext
+    uri: str = ""
+    level: str = ""
+    own: bool = False
+    cancelled: bool = False
+
+    @property
+    def standing(self) -> bool:
+        """Whether its outcome lasts, and so must be known even if nobody waits for it."""
+        return bool(self.uri or self.level)
+
+
+@frozen
+class Granted:
+    """A request that the server need not hear: its answer is an empty result."""
+
+    entry: Entry
+
+
+@frozen
+class Asked:
+    """A request for the server, in these words."""
+
+    entry: Entry
+    message: Message
+
+
+Step = Granted | Asked
+"""What becomes of a request whose outcome lasts."""
+
+
+@frozen
+class Send:
+    """
+    Send a message to the server.
+
+    entry: the request it is. stops: the request it cancels.
+    """
+
+    message: Message
+    entry: Entry | None
+    context: CallContext
+    stops: Entry | None = None
+
+
+@frozen
+class Deliver:
+    """Tell a member; call: what it belongs to, where it belongs to one."""
+
+    member: Member
+    message: Message
+    call: object | None = None
+
+
+@frozen
+class Forgotten:
+    """The link need not wait for this request any more."""
+
+    entry: Entry
+
+
+@frozen
+class Dropped:
+    """A message went nowhere, and why."""
+
+    why: str
+
+
+@frozen
+class Reached:
+    """A bound was reached: the name of the field in Limits."""
+
+    limit: str
+
+
+Effect = Send | Deliver | Forgotten | Dropped | Reached
+
+
+def emptyResult(id: bytes) -> Message:
+    """The answer that something is done."""
+    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
+    return Message(Kind.RESPONSE, fields, id)
+
+
+def ownRequest(method: str, **params: str) -> Message:
+    """A request of the gateway's own; its id is set when it is sent."""
+    fields = {
+        "jsonrpc": Raw(b'"2.0"'),
+        "id": Raw(b"0"),
+        "method": Raw(quote(method)),
+        "params": Raw(msgspec.json.encode(params)),
+    }
+    return Message(Kind.REQUEST, fields, b"0", method)
