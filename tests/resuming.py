@@ -44,7 +44,7 @@ class Reading:
 
     async def head(self) -> Response:
         head = await self.client.head()
-        assert head.status == 200, (head, await self.client.rest())
+        assert head.status == 200, (head, self.client.unread)
         assert head.header(b"content-type") == b"text/event-stream"
         assert head.header(b"cache-control") == b"no-store"
         assert head.header(b"x-accel-buffering") == b"no"

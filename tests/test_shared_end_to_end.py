@@ -131,7 +131,9 @@ async def crossings(sessions: int, calls: int) -> tuple[int, int]:
             all.append(Session(number, calls, relay))
         for one in all:
             one.next()
-        await gatherResults([one.done for one in all])
+        finished = gatherResults([one.done for one in all])
+        # An answer that went elsewhere is missing here.
+        await finished.addTimeout(20 + sessions * calls / 1000, reactor)
         assert not observed.of(MessageDropped)
         return sum(one.crossed for one in all), sum(one.id for one in all)
     finally:
