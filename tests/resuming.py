@@ -29,7 +29,8 @@ class Reading:
 
     resumed: opens a connection with `Last-Event-ID`. client: the connection that is read.
     messages: what was read, in order. ids: of every event read, the primer's included. last: the
-    id to resume from; b"" before the first. over: whether the stream ended in order.
+    id to resume from; b"" before the first. over: whether the stream ended in order. proxied:
+    whether nginx is in between.
     """
 
     resumed: Callable[[bytes], Awaitable[RawClient]]
@@ -37,6 +38,7 @@ class Reading:
     messages: list[Any] = field(factory=list)
     ids: list[bytes] = field(factory=list)
     over: bool = False
+    proxied: bool = False
 
     @property
     def last(self) -> bytes:
@@ -47,7 +49,8 @@ class Reading:
         assert head.status == 200, (head, self.client.unread)
         assert head.header(b"content-type") == b"text/event-stream"
         assert head.header(b"cache-control") == b"no-store"
-        assert head.header(b"x-accel-buffering") == b"no"
+        # nginx obeys this field and keeps it.
+        assert head.header(b"x-accel-buffering") == (None if self.proxied else b"no")
         return head
 
     async def one(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+import relay_support
 from hypothesis import given
 from hypothesis import strategies as st
 from live import Start as LiveStart
@@ -367,6 +368,22 @@ async def test_aDrainedServerOpensNoCircuit(bench: Any) -> None:
         with pytest.raises(LinkFailed):
             await linking
     assert one.observed.of(CircuitOpened) == []
+
+
+@pytest.mark.acceptance(48)
+def test_acceptance_48_whereAttemptsFailAtOnceASessionDoesNotWait() -> None:
+    it = relay_support.Bench().opened()
+    it.server.newest.lose()
+    for _ in range(4):
+        why = "left alone"
+        refused = LinkFailed(Reason.UPSTREAM_UNREACHABLE, why, retryAfter=9.0)
+        it.server.failures.append(refused)
+        assert it.ask().reason == "upstream_unreachable"
+    answered = it.ask()
+    assert len(it.server.links) == 2
+    it.server.newest.reply(it.server.newest.last("tools/call"))
+    assert "result" in answered.json
+    it.end()
 
 
 # At the gateway's front.

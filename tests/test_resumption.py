@@ -273,11 +273,11 @@ async def test_acceptance_74_ofTwoResumptionsTheNewerHasItAll(start: Start, kind
     # Its old connection still seems to be open.
     first = await it._resumed(reading.last)
     await first.head()
-    await reading.client.ended
+    await it.stack.until(lambda: reading.client.ended.called)
     it.link.push(notice(3))
     second = Reading(it._resumed, await it._resumed(reading.last))
     await second.head()
-    await first.ended
+    await it.stack.until(lambda: first.ended.called)
     it.link.push(notice(4))
     await second.read(4)
     assert said(second.messages) == [1, 2, 3, 4]
