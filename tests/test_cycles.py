@@ -21,7 +21,13 @@ async def test_acceptance_59_aHundredCyclesLeaveNothing() -> None:
     # The reaper is what is left.
     assert before["processes"] == 1 and before["zombies"] == 0
     await cycles.run(100)
-    assert await settled(gateway, lambda now: now == before) == before
+
+    def flat(now: dict[str, int]) -> bool:
+        # A timer that was on its way out when the first count was made may be gone since.
+        return all(now[kind] <= before[kind] for kind in before)
+
+    after = await settled(gateway, flat)
+    assert flat(after), (before, after)
     assert cycles.crashes > 10
     assert len(gateway.recorder.of(LinkLost)) >= cycles.crashes
     assert gateway.recorder.of(CircuitOpened) == []
