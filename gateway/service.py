@@ -189,11 +189,11 @@ class GatewayService(Service):
         )
         ladder = Ladder(shared)
         reaper = Reaper(self._reactor)
+        make = self._servers or partial(self._server, reaper=reaper)
         mounts: dict[str, Mount] = {}
         servers: list[IServer] = []
         default: str | None = None
         for configured in self.configuration.servers:
-            make = self._servers or partial(self._server, reaper=reaper)
             server = make(configured)
             if configured.isolation == "shared":
                 server = SharedServer(server, limits, self._clock, self._observer)

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from attrs import define, field
-from scripted import message
 from zope.interface import implementer
 
 from gateway.links.interfaces import EventMark, Hello, ILinkListener, Reason, Settled
 from gateway.observe.observer import Event, IObserver, MessageDropped
+from gateway.testing.scripted import message
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 

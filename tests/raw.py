@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest_twisted
 from attrs import define, field
-from scripted import ScriptedHTTPLink, ScriptedLink, ScriptedServer, Sent, message
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -30,7 +29,7 @@ from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator,
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, IPolicy
-from gateway.links.interfaces import Hello, ILinkListener, IServer
+from gateway.links.interfaces import Hello, IServer
 from gateway.observe.observer import BoundReached, Event, IObserver
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
@@ -40,6 +39,7 @@ from gateway.proxies.transparent import TransparentProxy
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import MemoryStore
 from gateway.settings import HTTPSettings
+from gateway.testing.scripted import ScriptedHTTPLink, ScriptedLink, ScriptedServer, Sent
 from gateway.wire.context import CallContext, Principal
 from gateway.wire.envelope import Kind, Message
 from gateway.wire.exchange import RequestHead
@@ -291,6 +291,7 @@ class AnsweringServer(ScriptedServer):
     test says what it does.
     """
 
+    kinds = (AnsweringLink, AnsweringHTTPLink)
     revision: str | None = None
     answers = True
 
@@ -299,22 +300,11 @@ class AnsweringServer(ScriptedServer):
         """How many handshakes and messages reached it."""
         return self.handshakes + sum(len(link.sent) for link in self.links)
 
-    def _make(
-        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool
-    ) -> ScriptedLink:
+    def resultFor(self, hello: Hello) -> bytes:
         asked = json.loads(hello.params).get("protocolVersion")
         result = json.loads(self.result)
         result["protocolVersion"] = self.revision or asked
-        answer = {"jsonrpc": "2.0", "id": 0, "result": result}
-        made = (AnsweringHTTPLink if self.http and ownStreams else AnsweringLink)(
-            self, listener, hello, context, message(json.dumps(answer).encode())
-        )
-        made.sessionless = self.sessionless
-        made.multiplexed = not self.http
-        if isinstance(made, ScriptedHTTPLink):
-            made.refusesListen = self.refusesListen
-        self.links.append(made)
-        return made
+        return json.dumps(result).encode()
 
 
 @define(eq=False)

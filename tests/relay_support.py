@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from attrs import define, field
-from scripted import ScriptedHTTPLink, ScriptedServer, message
 from stdio_support import Observed
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -17,6 +16,7 @@ from gateway.links.interfaces import EventMark
 from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.sessions.store import MemoryStore
+from gateway.testing.scripted import ScriptedHTTPLink, ScriptedServer, message
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +193,18 @@ class Bench:
     async def end(self) -> None:
         await self.server.drain()
         await self.reaper.close()
+
+
+async def benches() -> AsyncIterator[Callable[..., Bench]]:
+    """For a fixture: makes benches, ends them, and sees that no child is left."""
+    before = children()
+    made: list[Bench] = []
+
+    def make(*flags: str, **keywords: Any) -> Bench:
+        made.append(Bench(*flags, **keywords))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.end()
+    assert children() == before

@@ -17,7 +17,7 @@ from live import faulty
 from live import live as live
 from raw import Start, hello
 from raw import start as start
-from stdio_support import CONTEXT, FAULTY, QUICK, Bench, Listener, call, children
+from stdio_support import CONTEXT, FAULTY, QUICK, Bench, Listener, benches, call
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -220,17 +220,8 @@ def breakable(folder: Path) -> tuple[tuple[str, ...], Path, Callable[[], int]]:
 
 @pytest_twisted.async_yield_fixture
 async def bench() -> Any:
-    before = children()
-    made: list[Bench] = []
-
-    def make(*flags: str, **keywords: Any) -> Bench:
-        made.append(Bench(*flags, **keywords))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.end()
-    assert children() == before
+    async for make in benches():
+        yield make
 
 
 async def failure(one: Bench) -> LinkFailed:

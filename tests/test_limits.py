@@ -13,7 +13,6 @@ import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
 from raw import AnsweringServer, NamedInHeader, RawClient, Stack, Start, hello, rpc
 from raw import start as start
-from scripted import ScriptedLink, Sent
 from twisted.internet import reactor
 
 from gateway.guard.limits import Limits
@@ -21,6 +20,7 @@ from gateway.links.interfaces import Reason
 from gateway.observe.observer import SessionEnded
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings
+from gateway.testing.scripted import ScriptedLink, Sent
 
 TESTS = Path(__file__).parent
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from relay_support import CONTEXT, Bench, MemoryTarget
-from scripted import ScriptedServer
+
+from gateway.testing.scripted import ScriptedServer
 
 pytestmark = pytest.mark.acceptance(52)
 

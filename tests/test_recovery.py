@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from relay_support import request
-from scripted import RESULT
 
 from gateway.relay.recovery import learn, narrowed, repetitions
 from gateway.sessions.record import SessionRecord
+from gateway.testing.scripted import RESULT
 from gateway.wire.context import ANONYMOUS
 from gateway.wire.envelope import members
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from attrs import define, field
 from relay_support import CONTEXT, Bench, MemoryTarget, notify, request, response
-from scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -38,6 +37,7 @@ from gateway.observe.observer import (
 )
 from gateway.relay.repeats import WINDOW
 from gateway.relay.sender import SessionOver
+from gateway.testing.scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
 from gateway.wire.context import CallContext
 
 NARROWED = RESULT.replace(b'"logging":{}', b'"experimental":{}')

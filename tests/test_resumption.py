@@ -19,12 +19,12 @@ from live import live as live
 from raw import AnsweringServer, NamedInHeader, RawClient, Response, Stack, Start, rpc
 from raw import start as start
 from resuming import Reading, opened
-from scripted import ScriptedLink, Sent
 
 from gateway.guard.limits import Limits
 from gateway.proxies.reply import Reply
 from gateway.relay.relay import Relay
 from gateway.sessions.events import EventLog
+from gateway.testing.scripted import ScriptedLink, Sent
 from gateway.wire.exchange import RequestHead
 
 PRIMING = "2025-11-25"
@@ -74,6 +74,13 @@ class Bench:
         client = await self.stack.send(b"POST", b"/mcp", body, [self.named])
         await self.stack.until(lambda: len(self.link.requests) > before)
         return Reading(self._resumed, client), self.link.requests[-1]
+
+    async def primed(self) -> tuple[Reading, Sent]:
+        """The same, of whose stream the first event was read."""
+        reading, sent = await self.call()
+        await reading.head()
+        await reading.one()
+        return reading, sent
 
     async def get(self) -> Reading:
         client = await self.stack.send(b"GET", b"/mcp", None, [self.named])
@@ -319,9 +326,7 @@ async def test_acceptance_74_twoResumptionsInOneBreath(start: Start) -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_74_theAnswerOfACutCallWaitsAndIsGivenOnce(start: Start) -> None:
     it = await bench(start)
-    reading, sent = await it.call()
-    await reading.head()
-    await reading.one()
+    reading, sent = await it.primed()
     await reading.drop()
     await it.seen()
     it.link.reply(sent, b'"final"')
@@ -341,9 +346,7 @@ async def test_acceptance_74_theAnswerOfACutCallWaitsAndIsGivenOnce(start: Start
 async def test_acceptance_74_aResumedStreamIsOneLikeAnyOther(start: Start) -> None:
     """It is closed with its session, and the session with DELETE."""
     it = await bench(start)
-    reading, _ = await it.call()
-    await reading.head()
-    await reading.one()
+    reading, _ = await it.primed()
     await reading.drop()
     await reading.resume()
     assert (await it.stack.ask(b"DELETE", b"/mcp", None, [it.named])).status == 204
@@ -396,9 +399,7 @@ async def test_acceptance_75_foreignAndMadeUpIdsAreGivenNothing(start: Start) ->
     it = await bench(start)
     session = await it.stack.open(revision=PRIMING)
     theirs = Bench(it.stack, it.server, session)
-    mine, sent = await it.call()
-    await mine.head()
-    await mine.one()
+    mine, sent = await it.primed()
     it.link.push(notice("mine"))
     await mine.read(1)
     get = await theirs.get()
@@ -500,9 +501,7 @@ def test_acceptance_75_noNeighbourOfAnIdNamesAnotherEvent(data: st.DataObject) -
 @pytest_twisted.ensureDeferred
 async def test_acceptance_75_anOldIdIsGivenNothing(start: Start) -> None:
     it = await bench(start)
-    reading, sent = await it.call()
-    await reading.head()
-    await reading.one()
+    reading, sent = await it.primed()
     it.link.push(notice("one"))
     it.link.reply(sent)
     await reading.rest()
@@ -521,9 +520,7 @@ async def test_acceptance_75_anOldIdIsGivenNothing(start: Start) -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_76_aGapIsAnnouncedAndTheAnswerIsKept(start: Start, bound: str) -> None:
     it = await bench(start)
-    reading, sent = await it.call()
-    await reading.head()
-    await reading.one()
+    reading, sent = await it.primed()
     await reading.drop()
     await it.seen()
     size = 20_000 if bound == "max_logged_bytes" else 10
@@ -556,9 +553,7 @@ async def test_acceptance_76_aGapIsAnnouncedAndTheAnswerIsKept(start: Start, bou
 async def test_acceptance_76_onlyTheAnswerIsLeftAndIsGiven(start: Start) -> None:
     """The window passed for all that came before it, and others fill it."""
     it = await bench(start)
-    reading, sent = await it.call()
-    await reading.head()
-    await reading.one()
+    reading, sent = await it.primed()
     await reading.drop()
     await it.seen()
     it.link.push(notice("lost"))

@@ -10,7 +10,6 @@ from attrs import define
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from scripted import message
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Reason
@@ -28,6 +27,7 @@ from gateway.relay.effects import (
 )
 from gateway.relay.router import Router
 from gateway.sessions.record import SessionRecord
+from gateway.testing.scripted import message
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message
 

@@ -20,7 +20,6 @@ from attrs import define, field
 from faulty_upstream import FaultyUpstream
 from live import Start, behind, faulty, live, upstream
 from relay_support import HELLO, notify
-from scripted import message
 from stdio_support import Observed, alive
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
@@ -39,6 +38,7 @@ from gateway.servers.stdio import StdioServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import MemoryStore
 from gateway.settings import StdioSettings
+from gateway.testing.scripted import message
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from attrs import define, field
 from relay_support import HELLO, MemoryTarget, notify, request, response
-from scripted import ScriptedLink, ScriptedServer, message
 from stdio_support import Observed
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -39,6 +38,7 @@ from gateway.relay.relay import Relay
 from gateway.servers.shared import SharedServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import MemoryStore
+from gateway.testing.scripted import ScriptedLink, ScriptedServer, message
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message
 

@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     rule,
 )
 from relay_support import notify, request
-from scripted import message
 
 from gateway.guard.limits import Limits
 from gateway.servers.entries import Deliver, Dropped, Entry, Forgotten, Member, Reached, Send
 from gateway.servers.sharing import WINDOW, Sharing
+from gateway.testing.scripted import message
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message
 

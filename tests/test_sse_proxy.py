@@ -9,11 +9,11 @@ import pytest
 import pytest_twisted
 from raw import AnsweringServer, RawClient, Response, Stack, Start, hello, rpc
 from raw import start as start
-from scripted import ScriptedLink
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Reason
 from gateway.observe.observer import MessageDropped, SessionEnded
+from gateway.testing.scripted import ScriptedLink
 
 
 class Talk:

@@ -21,6 +21,7 @@ from stdio_support import (
     Bench,
     Listener,
     alive,
+    benches,
     call,
     children,
     request,
@@ -43,17 +44,8 @@ Make = Callable[..., Bench]
 @pytest_twisted.async_yield_fixture
 async def bench() -> Any:
     """Makes benches, ends them, and sees that no child is left."""
-    before = children()
-    made: list[Bench] = []
-
-    def make(*flags: str, **keywords: Any) -> Bench:
-        made.append(Bench(*flags, **keywords))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.end()
-    assert children() == before
+    async for make in benches():
+        yield make
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from zope.interface.verify import verifyObject
 
 from gateway.guard.limits import Limits
 from gateway.links.http_answer import LINGER
-from gateway.links.http_client import parseURL
 from gateway.links.http_connections import CACHED_FOR, Connections
 from gateway.links.interfaces import (
     EventMark,
@@ -43,6 +42,7 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
+from gateway.links.urls import parseURL
 from gateway.observe.observer import BoundReached, Event, IObserver, MessageDropped, NoiseSkipped
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings

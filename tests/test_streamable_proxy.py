@@ -9,13 +9,13 @@ import pytest
 import pytest_twisted
 from raw import AnsweringServer, Headers, RawClient, Response, Stack, Start, hello, rpc
 from raw import start as start
-from scripted import ScriptedLink, Sent
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Reason
 from gateway.observe.observer import CallAnswered, MessageDropped, SessionEnded
 from gateway.relay.relay import Relay
 from gateway.sessions.registry import Session
+from gateway.testing.scripted import ScriptedLink, Sent
 from gateway.wire.envelope import Message, decode
 
 JSON = (b"Accept", b"application/json")

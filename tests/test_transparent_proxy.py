@@ -9,10 +9,10 @@ import pytest
 import pytest_twisted
 from raw import AnsweringServer, RawClient, Response, Stack, Start, hello, rpc
 from raw import start as start
-from scripted import ScriptedHTTPLink, Sent
 
 from gateway.links.interfaces import EventMark, Reason
 from gateway.observe.observer import MessageDropped, SessionEnded
+from gateway.testing.scripted import ScriptedHTTPLink, Sent
 from gateway.wire.envelope import decode
 
 

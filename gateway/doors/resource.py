@@ -202,7 +202,27 @@ def _headOf(request: Request, mounted: bool) -> RequestHead:
 
 @implementer(IResource)
 @define(eq=False)
-class Door:
+class _Root:
+    """What a Site needs of a resource beside `render`, where everything below is the app's."""
+
+    isLeaf: bool = field(default=True, init=False)
+    server: object = field(default=None, init=False)
+
+    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
+        """Never asked: it is a leaf."""
+        return self
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """The URL map is the app's alone."""
+        raise ValueError("routes are added to the Klein app")
+
+    def render(self, request: Request) -> int:
+        """Serve a request."""
+        raise NotImplementedError
+
+
+@define(eq=False)
+class Door(_Root):
     """
     The root resource of a gateway.
 
@@ -212,16 +232,6 @@ class Door:
     ladder: Ladder
     app: Resource
     mounted: bool
-    isLeaf: bool = field(default=True, init=False)
-    server: object = field(default=None, init=False)
-
-    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
-        """Never asked: the door is a leaf."""
-        return self
-
-    def putChild(self, path: bytes, child: IResource) -> None:
-        """The URL map is the app's alone."""
-        raise ValueError("routes are added to the Klein app")
 
     def render(self, request: Request) -> int:
         """Let a request in, or refuse it at once."""
@@ -237,9 +247,8 @@ class Door:
         return NOT_DONE_YET
 
 
-@implementer(IResource)
 @define(eq=False)
-class MountedDoor:
+class MountedDoor(_Root):
     """
     A gateway's place in a host's Site: the same resource across its starts and stops.
 
@@ -248,16 +257,6 @@ class MountedDoor:
 
     door: Callable[[], Door | None]
     retryAfter: int
-    isLeaf: bool = field(default=True, init=False)
-    server: object = field(default=None, init=False)
-
-    def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
-        """Never asked: it is a leaf."""
-        return self
-
-    def putChild(self, path: bytes, child: IResource) -> None:
-        """The URL map is the app's alone."""
-        raise ValueError("routes are added to the Klein app")
 
     def render(self, request: Request) -> int:
         """Serve a request, or say that there is no gateway just now."""

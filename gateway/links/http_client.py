@@ -18,11 +18,9 @@ answer comes as a head and then a body that can be paused, refused and cut.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
-from urllib.parse import urljoin
 
 from attrs import define, field, frozen
 from OpenSSL.SSL import Error as TLSError
@@ -33,7 +31,6 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import (
-    URI,
     RequestGenerationFailed,
     RequestTransmissionFailed,
     ResponseDone,
@@ -45,15 +42,14 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.links.urls import sameOrigin
 from gateway.observe.observer import BoundReached, IObserver
-from gateway.wire.authority import HOST
 from gateway.wire.context import HeaderPairs
 
-__all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead", "parseURL", "sameOrigin"]
+__all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead"]
 
 MAX_REDIRECTS = 5
 _CUTS = (ConnectionDone, ConnectionLost, ConnectionAborted, TLSError)
-_NETLOC = re.compile(rf"{HOST}(?::[0-9]{{1,5}})?".encode("ascii"))
 
 _log = Logger(namespace="gateway.links.http_client")
 
@@ -104,37 +100,6 @@ class Receiver(Protocol):
 
     def failed(self, fault: Fault) -> None:
         """The request failed; nothing else is called."""
-
-
-def parseURL(url: str) -> URI:
-    """
-    The URL of a server, as the configuration spells it.
-
-    Raises: ValueError, without showing the URL, where it is not absolute http or https, has
-        userinfo or a fragment, or characters that do not stand in a URL (RFC 3986).
-    """
-    if not url.isascii() or any(not "!" <= char <= "~" for char in url):
-        raise ValueError("the URL has a character that must be percent-encoded")
-    uri = URI.fromBytes(url.encode("ascii"))
-    if uri.scheme not in (b"http", b"https"):
-        raise ValueError("the URL must start with http:// or https://")
-    if not _NETLOC.fullmatch(uri.netloc) or not 0 < uri.port < 65536 or uri.fragment:
-        raise ValueError("the URL must have a host, perhaps a port, no user and no fragment")
-    return uri  # type: ignore[no-any-return]  # URI has no annotations
-
-
-def sameOrigin(base: bytes, reference: bytes) -> bytes:
-    """
-    The URL that a reference of a server means; a fragment is left out.
-
-    base: the URL it is relative to (RFC 3986 section 5.2).
-    Raises: ValueError where it is none, or has another origin than the base.
-    """
-    joined = urljoin(base.decode("ascii"), reference.decode("ascii"))
-    uri, ours = parseURL(joined.partition("#")[0]), URI.fromBytes(base)
-    if (uri.scheme, uri.host.lower(), uri.port) != (ours.scheme, ours.host.lower(), ours.port):
-        raise ValueError("the URL has another origin")
-    return bytes(uri.toBytes())
 
 
 @implementer(IBodyProducer)

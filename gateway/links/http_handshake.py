@@ -4,7 +4,6 @@ The `initialize` of a Streamable HTTP link (MCP, basic/lifecycle and basic/trans
 
 from __future__ import annotations
 
-import re
 from typing import Protocol, cast
 
 from attrs import define, field
@@ -13,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
 from gateway.links.early import EarlyMessages
+from gateway.links.hello import INITIALIZE, initialize, negotiated
 from gateway.links.http_answer import Stream, Surroundings
 from gateway.links.http_client import HTTPClient, ResponseHead
 from gateway.links.http_streams import CallStream
@@ -25,11 +25,9 @@ from gateway.links.interfaces import (
     Settled,
 )
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, members, text
+from gateway.wire.envelope import Kind, Message
 
 __all__ = ["Greeted", "Handshake"]
-
-_REVISION = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 
 class Greeted(Protocol):
@@ -84,11 +82,10 @@ class Handshake:
             around=link.around,
             listener=cast(ILinkListener, self),
             origin=self,
-            id=b"0",
+            id=INITIALIZE,
             onAccepted=link.established,
         )
-        body = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":%b}' % hello.params
-        if link.post(self._stream, body, context):
+        if link.post(self._stream, initialize(hello.params), context):
             self._timer = link.client.clock.callLater(self._timeout, self._expired)
         else:
             self._fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
@@ -120,14 +117,10 @@ class Handshake:
 
     def _answered(self, message: Message) -> None:
         link = self._link
-        if message.isError:
-            why = "the server refused to initialize"
-            self._fail(LinkFailed(Reason.BAD_ANSWER, why, message))
-            return
-        version = text(bytes(members(message.fields["result"]).get("protocolVersion", b"")))
-        if version is None or not _REVISION.fullmatch(version):
-            why = "the server's answer to initialize names no protocol version"
-            self._fail(LinkFailed(Reason.BAD_ANSWER, why))
+        try:
+            version = negotiated(message)
+        except LinkFailed as error:
+            self._fail(error)
             return
         self._stop()
         link.greeted(message, version)

@@ -16,19 +16,20 @@ where messages are POSTed. Theory of operation:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import Enum
 from typing import ClassVar
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
 from gateway.links.early import EarlyMessages
+from gateway.links.hello import INITIALIZE, initialize, negotiated
 from gateway.links.http_answer import Stream, Surroundings
-from gateway.links.http_client import Fault, HTTPClient, ResponseHead, sameOrigin
+from gateway.links.http_client import HTTPClient
+from gateway.links.http_sse_stream import EventStream
 from gateway.links.http_streams import NoteStream
 from gateway.links.interfaces import (
     EventMark,
@@ -39,24 +40,13 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
-from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
+from gateway.links.urls import sameOrigin
+from gateway.observe.observer import MessageDropped
 from gateway.wire.context import CallContext, HeaderPairs
-from gateway.wire.envelope import Kind, Message, members, text
+from gateway.wire.envelope import Kind, Message
 from gateway.wire.headers import requestHeaders
-from gateway.wire.sse import ServerSentEvent
 
-__all__ = ["HTTPSSELink", "NoEventStream"]
-
-_REVISION = re.compile(r"[0-9A-Za-z._-]{1,64}")
-_INITIALIZE = b"0"
-"""The id of our `initialize`; a relay's ids start at 1."""
-
-
-class NoEventStream(LinkFailed):
-    """
-    The server answered the GET with something else than an event stream: it may speak another
-    transport. status: of its answer.
-    """
+__all__ = ["HTTPSSELink"]
 
 
 class _State(Enum):
@@ -71,58 +61,6 @@ class _Request:
 
     id: bytes
     call: object | None
-
-
-@define(eq=False, repr=False, kw_only=True)
-class _EventStream(Stream):
-    """The GET: everything the server says."""
-
-    link: HTTPSSELink
-    opened: bool = field(default=False, init=False)
-
-    def headReceived(self, head: ResponseHead) -> None:
-        if head.status != 200:
-            self._refused(f"the server refused with HTTP status {head.status}", head.status)
-        elif head.mediaType != b"text/event-stream" or head.encoded:
-            self._refused("the server did not answer with an event stream", 200)
-        else:
-            self.opened = True
-            self.parse()
-
-    def _refused(self, why: str, status: int) -> None:
-        self.leave()
-        self.link.notOpened(NoEventStream(Reason.BAD_ANSWER, why, status=status))
-        self.abort()
-
-    def _eventReceived(self, event: ServerSentEvent) -> None:
-        if event.event == b"endpoint":
-            self.link.endpointReceived(event.data or b"")
-        else:
-            super()._eventReceived(event)
-
-    def messageReceived(self, message: Message, mark: EventMark | None) -> None:
-        self.link.messageReceived(message)
-
-    def noiseReceived(self, size: int) -> None:
-        # One bad message is no reason to end the stream of all the others.
-        self.around.observer.observed(NoiseSkipped(self.around.server, size))
-
-    def tooLarge(self) -> None:
-        self.around.observer.observed(BoundReached("max_answer", self.around.server))
-        self.leave()
-        self.link.losing(Reason.BAD_ANSWER, "the server sent a message that is too large")
-        self.abort()
-
-    def ended(self, end: Fault | bool, body: bytes) -> None:
-        self.leave()
-        if self.opened:
-            self.link.losing(Reason.SERVER_EXITED, "the server ended its event stream")
-        elif end is Fault.UNSENT:
-            why = "the server cannot be reached"
-            self.link.notOpened(LinkFailed(Reason.UPSTREAM_UNREACHABLE, why))
-        else:
-            why = "the connection to the server was lost"
-            self.link.notOpened(LinkFailed(Reason.BAD_ANSWER, why))
 
 
 @implementer(ILink, ILinkListener)
@@ -149,7 +87,7 @@ class HTTPSSELink:
     _around: Surroundings = field(init=False)
     _state: _State = field(default=_State.SHAKING, init=False)
     _endpoint: bytes | None = field(default=None, init=False)
-    _stream: _EventStream | None = field(default=None, init=False)
+    _stream: EventStream | None = field(default=None, init=False)
     _streams: set[Stream] = field(factory=set, init=False)
     _posts: dict[object, Stream] = field(factory=dict, init=False)
     """The POSTs that the server has not accepted, by request or note."""
@@ -187,15 +125,14 @@ class HTTPSSELink:
         gives it up. A link that failed is closed.
         """
         self._patience = timeout
-        body = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":%b}' % hello.params
-        self._hello = (body, context)
+        self._hello = (initialize(hello.params), context)
         opening = self._opening = Deferred(lambda _: self._givenUp())
-        stream = _EventStream(around=self._around, listener=self.listener, origin=None, link=self)
+        stream = EventStream(around=self._around, listener=self.listener, origin=None, link=self)
         outgoing = self.client.stream(
             self._headers(((b"accept", b"text/event-stream"),), context), stream
         )
         if outgoing is None:
-            self._fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
+            self.fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
             return opening
         stream.outgoing = outgoing
         self._stream = stream
@@ -208,15 +145,11 @@ class HTTPSSELink:
         why = "the server did not answer initialize in time"
         if self._endpoint is None:
             why = "the server named no endpoint in time"
-        self._fail(LinkFailed(Reason.TIMEOUT, why))
+        self.fail(LinkFailed(Reason.TIMEOUT, why))
 
     def _givenUp(self) -> None:
         self._opening = None
         self.close()
-
-    def notOpened(self, error: LinkFailed) -> None:
-        """The server opened no stream."""
-        self._fail(error)
 
     def endpointReceived(self, reference: bytes) -> None:
         """The server said where to POST."""
@@ -229,21 +162,17 @@ class HTTPSSELink:
             self._endpoint = sameOrigin(self.client.url, reference.strip())
         except ValueError:
             why = "the server named an endpoint that is none of its own"
-            self._fail(LinkFailed(Reason.BAD_ANSWER, why))
+            self.fail(LinkFailed(Reason.BAD_ANSWER, why))
             return
         body, context = self._hello
-        if not self._post(body, _Request(_INITIALIZE, None), context):
-            self._fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
+        if not self._post(body, _Request(INITIALIZE, None), context):
+            self.fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
 
     def _greeted(self, message: Message) -> None:
-        if message.isError:
-            why = "the server refused to initialize"
-            self._fail(LinkFailed(Reason.BAD_ANSWER, why, message))
-            return
-        version = text(bytes(members(message.fields["result"]).get("protocolVersion", b"")))
-        if version is None or not _REVISION.fullmatch(version):
-            why = "the server's answer to initialize names no protocol version"
-            self._fail(LinkFailed(Reason.BAD_ANSWER, why))
+        try:
+            negotiated(message)
+        except LinkFailed as error:
+            self.fail(error)
             return
         self.answer = message
         self._state = _State.OPEN
@@ -255,7 +184,8 @@ class HTTPSSELink:
             if self._isOpen():
                 self.listener.received(kept, None, None)
 
-    def _fail(self, error: LinkFailed) -> None:
+    def fail(self, error: LinkFailed) -> None:
+        """The handshake came to nothing."""
         opening, self._opening = self._opening, None
         self.close()
         if opening is not None:
@@ -332,9 +262,7 @@ class HTTPSSELink:
                 self.onClosed(self)
             if opening is not None:
                 opening.errback(LinkFailed(Reason.SHUTTING_DOWN, "the link was closed"))
-        closed: Deferred[None] = Deferred()
-        closed.callback(None)
-        return closed
+        return succeed(None)
 
     def roomAgain(self) -> None:
         """The client can take requests again; said by the server."""
@@ -345,7 +273,7 @@ class HTTPSSELink:
     def losing(self, reason: Reason, message: str) -> None:
         """End it, and tell its user so."""
         if self._state is _State.SHAKING:
-            self._fail(LinkFailed(reason, message))
+            self.fail(LinkFailed(reason, message))
         elif self._isOpen():
             self.close()
             self.listener.lost(reason, message)
@@ -357,7 +285,7 @@ class HTTPSSELink:
         if self._state is _State.SHAKING:
             if message.kind is not Kind.RESPONSE:
                 self._early.add(message)
-            elif message.id == _INITIALIZE:
+            elif message.id == INITIALIZE:
                 self._greeted(message)
             else:
                 self._dropped("unknown_id")
@@ -400,7 +328,7 @@ class HTTPSSELink:
     def settled(self, call: object, settled: Settled) -> None:
         """The server did not take a message."""
         if self._state is _State.SHAKING:
-            self._fail(LinkFailed(settled.reason, settled.message, settled.body))
+            self.fail(LinkFailed(settled.reason, settled.message, settled.body))
         elif self._isOpen():
             if isinstance(call, _Request):
                 self._forget(call)

@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.links.hello import initialize
 from gateway.links.interfaces import ILink, ILinkListener, LinkFailed, Outcome, Reason, Settled
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
@@ -129,9 +130,7 @@ class StdioLink:
             if self._state is _State.SHAKING:
                 self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
                 spelled = params.replace(b"\n", b" ").replace(b"\r", b" ")
-                self._child.write(
-                    b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":' + spelled + b"}\n"
-                )
+                self._child.write(initialize(spelled) + b"\n")
         return opening
 
     # ILink

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
 from msgspec import Raw
 
 from gateway.sessions.record import SessionRecord
-from gateway.wire.envelope import Kind, Message, members, notification, quote, text
+from gateway.wire.envelope import Message, members, notification, quote, request, text
 
 __all__ = ["learn", "narrowed", "repetitions"]
 
@@ -79,8 +78,8 @@ def repetitions(
     if record.initialized:
         said.append(notification("notifications/initialized"))
     if record.log_level:
-        said.append(_request("logging/setLevel", level=record.log_level))
-    said += [_request("resources/subscribe", uri=quote(uri)) for uri in record.subscriptions]
+        said.append(request("logging/setLevel", level=record.log_level))
+    said += [request("resources/subscribe", uri=quote(uri)) for uri in record.subscriptions]
     declared = members(result.get("capabilities"))
     told = [
         notification(f"notifications/{name}/list_changed")
@@ -88,14 +87,3 @@ def repetitions(
         if bytes(members(declared.get(name)).get("listChanged", b"")) == b"true"
     ]
     return said, told
-
-
-def _request(method: str, **params: bytes) -> Message:
-    """A request whose id its router will set."""
-    fields = {
-        "jsonrpc": Raw(b'"2.0"'),
-        "id": Raw(b"0"),
-        "method": Raw(quote(method)),
-        "params": Raw(msgspec.json.encode({name: Raw(value) for name, value in params.items()})),
-    }
-    return Message(Kind.REQUEST, fields, b"0", method)

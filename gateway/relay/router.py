@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import define, field
-from msgspec import Raw
 
 from gateway.guard.limits import Limits
 from gateway.observe.observer import BoundReached, CallStarted, MessageDropped
@@ -45,7 +44,7 @@ from gateway.relay.routes import Routes
 from gateway.relay.waiting import WaitingRoom
 from gateway.sessions.record import SessionRecord
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, members, notification
+from gateway.wire.envelope import Kind, Message, emptyResult, members, notification
 from gateway.wire.refusals import Reason, callFailed, errorMessage
 
 __all__ = ["Router"]
@@ -274,7 +273,7 @@ class Router:
         context = origin.context if isinstance(origin, Call) else None
         if self.common:
             if message.method == "ping":
-                return [Forward(_pong(message.id), None, context)]
+                return [Forward(emptyResult(message.id), None, context)]
             return [self._refused(message.id, -32601, "No one client could answer", context)]
         needed = _NEEDS.get(message.method)
         if needed is not None and needed not in self._capabilities:
@@ -511,9 +510,3 @@ class Router:
 
     def _dropped(self, why: str) -> Happened:
         return Happened(MessageDropped(self.record.server, why))
-
-
-def _pong(id: bytes) -> Message:
-    """The answer to a `ping`."""
-    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
-    return Message(Kind.RESPONSE, fields, id)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
 from attrs import define, field, frozen
-from msgspec import Raw
 
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, quote
+from gateway.wire.envelope import Message
 
 __all__ = [
     "Asked",
@@ -21,8 +19,6 @@ __all__ = [
     "Reached",
     "Send",
     "Step",
-    "emptyResult",
-    "ownRequest",
 ]
 
 
@@ -137,20 +133,3 @@ class Reached:
 
 
 Effect = Send | Deliver | Forgotten | Dropped | Reached
-
-
-def emptyResult(id: bytes) -> Message:
-    """The answer that something is done."""
-    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
-    return Message(Kind.RESPONSE, fields, id)
-
-
-def ownRequest(method: str, **params: str) -> Message:
-    """A request of the gateway's own; its id is set when it is sent."""
-    fields = {
-        "jsonrpc": Raw(b'"2.0"'),
-        "id": Raw(b"0"),
-        "method": Raw(quote(method)),
-        "params": Raw(msgspec.json.encode(params)),
-    }
-    return Message(Kind.REQUEST, fields, b"0", method)

@@ -16,9 +16,10 @@ from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.links.http_client import HTTPClient, parseURL
+from gateway.links.http_client import HTTPClient
 from gateway.links.http_connections import Connections
-from gateway.links.http_sse import HTTPSSELink, NoEventStream
+from gateway.links.http_sse import HTTPSSELink
+from gateway.links.http_sse_stream import NoEventStream
 from gateway.links.interfaces import (
     Health,
     Hello,
@@ -30,6 +31,7 @@ from gateway.links.interfaces import (
 )
 from gateway.links.resuming import ResumingLink
 from gateway.links.streamable_http import StreamableHTTPLink
+from gateway.links.urls import parseURL
 from gateway.observe.observer import BoundReached, IObserver
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
@@ -43,12 +45,12 @@ _ELSEWHERE = frozenset({401, 403, 408, 429})
 """The HTTP statuses below 500 that do not say that a server speaks another transport."""
 
 
-def _speaksAnother(error: LinkFailed) -> bool:
+def _speaksAnother(tried: Transport, error: LinkFailed) -> bool:
     """Whether a handshake failed as it does with a server that speaks the other transport."""
     if error.status in _ELSEWHERE or error.status >= 500:
         return False
-    if isinstance(error, NoEventStream):
-        return True
+    if tried == "sse":
+        return isinstance(error, NoEventStream)
     # A JSON-RPC error with status 200 comes from who understood the question.
     return error.reason is Reason.BAD_ANSWER and (error.status > 0 or error.answer is None)
 
@@ -125,8 +127,7 @@ class HTTPServer:
             try:
                 link = await self._shake(transport, hello, listener, context, ownStreams, until)
             except LinkFailed as error:
-                opened = transport == "sse" and not isinstance(error, NoEventStream)
-                if opened or not _speaksAnother(error):
+                if not _speaksAnother(transport, error):
                     raise
                 # What the first one said is why there was a second.
                 failed = failed or error

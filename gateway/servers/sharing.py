@@ -36,13 +36,11 @@ from gateway.servers.entries import (
     Reached,
     Send,
     Step,
-    emptyResult,
-    ownRequest,
 )
 from gateway.servers.loglevels import SET_LEVEL, LogLevels
 from gateway.servers.subscriptions import SUBSCRIBE, UNSUBSCRIBE, Subscriptions
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, notification
+from gateway.wire.envelope import Kind, Message, emptyResult, notification, quote, request
 from gateway.wire.refusals import Reason, callFailed, errorMessage
 
 __all__ = ["WINDOW", "Sharing"]
@@ -373,8 +371,8 @@ class Sharing:
         return effects
 
     def _ownEntry(self, method: str, *, uri: str = "", level: str = "") -> Entry:
-        params = {"uri": uri} if uri else {"level": level}
-        entry = self._entry(None, ownRequest(method, **params), None, self.context)
+        params = {"uri": quote(uri)} if uri else {"level": quote(level)}
+        entry = self._entry(None, request(method, **params), None, self.context)
         entry.uri, entry.level = uri, level
         return entry
 

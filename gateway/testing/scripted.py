@@ -256,6 +256,9 @@ class ScriptedServer:
     handshakes were cancelled while they were held.
     """
 
+    kinds: tuple[type[ScriptedLink], type[ScriptedLink]] = (ScriptedLink, ScriptedHTTPLink)
+    """What its links are: plain ones, and those of who passes its own streams on."""
+
     def __init__(
         self,
         name: str = "scripted",
@@ -329,6 +332,10 @@ class ScriptedServer:
         """Have one more handshake fail."""
         self.failures.append(LinkFailed(reason, why, answer, status))
 
+    def resultFor(self, hello: Hello) -> bytes:
+        """The `result` of the answer to this `initialize`."""
+        return self.result
+
     def finishHandshake(self) -> None:
         """Let the oldest held handshake go on: it fails if `failNext` said so."""
         made, hello, listener, context, ownStreams = self._pending.pop(0)
@@ -340,13 +347,11 @@ class ScriptedServer:
     def _make(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool
     ) -> ScriptedLink:
-        answer = message(b'{"jsonrpc":"2.0","id":0,"result":%b}' % self.result)
-        link: ScriptedLink
-        if self.http and ownStreams:
-            link = ScriptedHTTPLink(self, listener, hello, context, answer)
+        answer = message(b'{"jsonrpc":"2.0","id":0,"result":%b}' % self.resultFor(hello))
+        kind = self.kinds[self.http and ownStreams]
+        link = kind(self, listener, hello, context, answer)
+        if isinstance(link, ScriptedHTTPLink):
             link.refusesListen = self.refusesListen
-        else:
-            link = ScriptedLink(self, listener, hello, context, answer)
         link.sessionless = self.sessionless
         link.multiplexed = not self.http
         self.links.append(link)

@@ -58,10 +58,12 @@ __all__ = [
     "NotAMessage",
     "NotJSON",
     "decode",
+    "emptyResult",
     "encodeBatch",
     "members",
     "notification",
     "quote",
+    "request",
     "salvageID",
     "text",
 ]
@@ -188,6 +190,18 @@ def notification(method: str, **params: bytes) -> Message:
     if params:
         fields["params"] = Raw(_encode({key: Raw(value) for key, value in params.items()}))
     return Message(Kind.NOTIFICATION, fields, None, method)
+
+
+def request(method: str, **params: bytes) -> Message:
+    """A request of our own, whose id is set when it is sent; parameters are JSON texts."""
+    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(b"0"), **notification(method, **params).fields}
+    return Message(Kind.REQUEST, fields, b"0", method)
+
+
+def emptyResult(id: bytes) -> Message:
+    """The answer that something is done; id as spelled."""
+    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
+    return Message(Kind.RESPONSE, fields, id)
 
 
 def encodeBatch(items: Iterable[bytes]) -> bytes:

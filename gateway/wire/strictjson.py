@@ -207,23 +207,21 @@ def _maskedMembers(data: bytes) -> dict[str, Raw]:
 
 def withMember(data: bytes, name: str, value: bytes) -> bytes:
     """An accepted object with one member replaced or added."""
-    try:
-        fields = _decodeMembers(data)
-    except _REFUSED:
-        fields = _maskedMembers(data)
-        fields[name] = Raw(value)
-        return unmasked(_encode(fields))
+    fields, masked = _fieldsOf(data)
     fields[name] = Raw(value)
-    return _encode(fields)
+    return unmasked(_encode(fields)) if masked else _encode(fields)
 
 
 def withoutMember(data: bytes, name: str) -> bytes:
     """An accepted object without one member."""
-    try:
-        fields = _decodeMembers(data)
-    except _REFUSED:
-        fields = _maskedMembers(data)
-        fields.pop(name, None)
-        return unmasked(_encode(fields))
+    fields, masked = _fieldsOf(data)
     fields.pop(name, None)
-    return _encode(fields)
+    return unmasked(_encode(fields)) if masked else _encode(fields)
+
+
+def _fieldsOf(data: bytes) -> tuple[dict[str, Raw], bool]:
+    """The members of an accepted object, and whether they had to be masked to be read."""
+    try:
+        return _decodeMembers(data), False
+    except _REFUSED:
+        return _maskedMembers(data), True

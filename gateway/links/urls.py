@@ -1,0 +1,48 @@
+"""The URLs of a server: the one it is configured with, and those it names itself (RFC 3986)."""
+
+# Twisted is annotated in part only.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urljoin
+
+from twisted.web.client import URI
+
+from gateway.wire.authority import HOST
+
+__all__ = ["parseURL", "sameOrigin"]
+
+_NETLOC = re.compile(rf"{HOST}(?::[0-9]{{1,5}})?".encode("ascii"))
+
+
+def parseURL(url: str) -> URI:
+    """
+    The URL of a server, as the configuration spells it.
+
+    Raises: ValueError, without showing the URL, where it is not absolute http or https, has
+        userinfo or a fragment, or characters that do not stand in a URL (RFC 3986).
+    """
+    if not url.isascii() or any(not "!" <= char <= "~" for char in url):
+        raise ValueError("the URL has a character that must be percent-encoded")
+    uri = URI.fromBytes(url.encode("ascii"))
+    if uri.scheme not in (b"http", b"https"):
+        raise ValueError("the URL must start with http:// or https://")
+    if not _NETLOC.fullmatch(uri.netloc) or not 0 < uri.port < 65536 or uri.fragment:
+        raise ValueError("the URL must have a host, perhaps a port, no user and no fragment")
+    return uri  # type: ignore[no-any-return]  # URI has no annotations
+
+
+def sameOrigin(base: bytes, reference: bytes) -> bytes:
+    """
+    The URL that a reference of a server means; a fragment is left out.
+
+    base: the URL it is relative to (RFC 3986 section 5.2).
+    Raises: ValueError where it is none, or has another origin than the base.
+    """
+    joined = urljoin(base.decode("ascii"), reference.decode("ascii"))
+    uri, ours = parseURL(joined.partition("#")[0]), URI.fromBytes(base)
+    if (uri.scheme, uri.host.lower(), uri.port) != (ours.scheme, ours.host.lower(), ours.port):
+        raise ValueError("the URL has another origin")
+    return bytes(uri.toBytes())
