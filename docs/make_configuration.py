@@ -82,9 +82,9 @@ A server that is reached over HTTP (`url`):
 
 @http@
 
-- `type` (or `transport`, `transportType`): @types@. `local` is `stdio`, the others are spellings
-  of `streamable-http`. It may be left out: a command is stdio, a URL whose path ends in `/sse`
-  is HTTP+SSE, any other URL is Streamable HTTP.
+- `type` (or `transport`, `transportType`): @types@. `local` is `stdio`, `sse` is HTTP+SSE, the
+  others are spellings of `streamable-http`. It may be left out: a command is stdio, and a server
+  with a URL is asked which of the two it speaks.
 - Timeouts are seconds, at most @max_timeout@. Some clients write milliseconds: what is above
   that, or above `max_timeout`, is a mistake.
 - A disabled server is not looked at any further, so its variables may be unset.

@@ -560,6 +560,7 @@ def test_a_server_is_not_shared_unasked(load: Load, document: dict[str, object])
         *("Host", "content-length", "Transfer-Encoding", "Connection", "Mcp-Session-Id", "accept"),
         *("MCP-Protocol-Version", "Content-Type", "Mcp-Param-City", "X-Forwarded-For", "TE"),
         *("X-Forwarded-Prefix", "Proxy-Foo", "Content-Language", "Mcp-Name", "Forwarded"),
+        "HTTP2-Settings",
     ],
 )
 def test_a_restricted_header(mistakes: Callable[..., list[str]], name: str) -> None:

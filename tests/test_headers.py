@@ -130,10 +130,12 @@ def test_forwarding_fields_say_what_we_saw() -> None:
 
 
 def test_configured_fields() -> None:
-    assert configuredHeaders({"Authorization": " Bearer t", "X-A": "ü"}) == (
+    assert configuredHeaders({"Authorization": " Bearer t", "X-A": "ü", "x-empty": ""}) == (
         (b"authorization", b"Bearer t"),
         (b"x-a", "ü".encode()),
+        (b"x-empty", b""),
     )
+    assert configuredHeaders({}) == ()
 
 
 @pytest.mark.parametrize(
@@ -141,17 +143,29 @@ def test_configured_fields() -> None:
     [
         ("Host", "evil"),
         ("Content-Length", "1"),
+        ("content-LENGTH", "1"),
         ("Connection", "close"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Trailer", "X-A"),
+        ("Transfer-Encoding", "chunked"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA"),
         ("Mcp-Session-Id", "1"),
         ("Accept", "*/*"),
         ("Content-Language", "en"),
         ("Forwarded", "for=1"),
         ("X-Real-IP", "192.0.2.1"),
         ("X-Forwarded-Prefix", "/a"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("X-Forwarded-Host", "a"),
+        ("X-Forwarded-Proto", "https"),
         ("Mcp-Method", "ping"),
         ("Mcp-Name", "a"),
         ("Mcp-Param-City", "a"),
         ("Proxy-Authorization", "Basic a"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Proxy-Connection", "close"),
         ("X A", "1"),
         ("X-Ä", "1"),
         ("X-A", "secret\r\nHost: b"),

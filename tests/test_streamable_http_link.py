@@ -709,6 +709,7 @@ async def test_a_call_that_gets_no_answer(
         assert settled.outcome is (Outcome.REFUSED if status < 500 else Outcome.MAYBE_RAN)
         assert settled.reason is Reason.BAD_ANSWER
         assert settled.body is None
+        assert bench.server.health() is Health.UP, "it was reached, whatever it said"
     else:
         assert (settled.outcome.value, settled.reason.value) == (outcome, reason)
     assert "127.0.0.1" not in settled.message
@@ -890,7 +891,9 @@ async def test_a_stream_in_answer_to_a_notification_is_not_kept(bench: Bench) ->
 async def test_acceptance_66_the_target_comes_from_the_configuration_alone(bench: Bench) -> None:
     """Acceptance 66."""
     bench.settings = evolve(
-        bench.settings, url=bench.upstream.origin + "/a/../mcp%2F?k=v", headers={"X-Mine": "1"}
+        bench.settings,
+        url=bench.upstream.origin + "/a/../mcp%2F?k=v",
+        headers={"X-Mine": "1", "X-Empty": ""},
     )
     hostile = evolve(
         CONTEXT,
@@ -919,6 +922,7 @@ async def test_acceptance_66_the_target_comes_from_the_configuration_alone(bench
         assert request.target == b"/a/../mcp%2F?k=v"
         assert request.header(b"host") == host
         assert request.header(b"x-mine") == b"1"
+        assert request.header(b"x-empty") == b""
         assert request.header(b"x-tenant") == b"t"
         assert request.header(b"x-forwarded-host") == b"gateway.example"
         assert b"evil" not in b"".join(name + value for name, value in request.headers)

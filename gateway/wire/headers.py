@@ -51,6 +51,7 @@ _OURS = frozenset(
         "expect",
         "forwarded",
         "host",
+        "http2-settings",
         "keep-alive",
         "last-event-id",
         "mcp-protocol-version",
@@ -73,7 +74,6 @@ _NEVER = frozenset(
     {
         *(name.encode("ascii") for name in _OURS),
         b"client-ip",
-        b"http2-settings",
         b"mcp-init-host",
         b"origin",
         b"range",
