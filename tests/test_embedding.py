@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import pytest_twisted
 import treq
+from attrs import define, field
 from stdio_support import children
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.testing import MemoryReactorClock
 from twisted.web.resource import Resource
 from twisted.web.server import Site
+from zope.interface import implementer
 
 from gateway.config import ConfigurationError, readConfiguration
-from gateway.service import GatewayService
+from gateway.service import GatewayService, State
+from gateway.sessions.record import SessionRecord
+from gateway.sessions.store import Gone, ISessionStore, MemoryStore, Remote, StoreRefused
+from gateway.testing import MemoryGateway, ScriptedServer
 
 HELLO = {
     "jsonrpc": "2.0",
@@ -113,3 +120,72 @@ async def test_gateways_of_one_process_know_nothing_of_each_other() -> None:
     assert (await posted(urls[1], ping, **{"Mcp-Session-Id": str(ids[1])}))[0] == 200
     await two.stopService()
     assert children() == []
+
+
+# The life of a service, and a store of the host's own, in memory.
+
+
+@implementer(ISessionStore)
+@define(eq=False)
+class HostsStore(MemoryStore):
+    """The host's own. refuses: whether it takes no record; log: what it was asked to do."""
+
+    refuses: bool = False
+    log: list[str] = field(factory=list)
+
+    def put(self, record: SessionRecord) -> Deferred[None]:
+        self.log.append("put")
+        return fail(StoreRefused()) if self.refuses else super().put(record)
+
+    def remove(self, id: str) -> Deferred[None]:
+        self.log.append("remove")
+        return super().remove(id)
+
+    def locate(self, id: str) -> Deferred[Remote | Gone]:
+        self.log.append("locate")
+        return super().locate(id)
+
+
+def test_sessions_are_kept_in_the_store_of_the_host() -> None:
+    store = HostsStore()
+    gateway = MemoryGateway([ScriptedServer("tools")], options={"store": store})
+    client = gateway.client("tools")
+    client.initialize()
+    assert client.session is not None
+    (written,) = store.records.values()
+    record = SessionRecord.deserialize(written)
+    assert record is not None
+    assert (record.id, record.server, record.transport) == (client.session, "tools", "streamable")
+    assert b'"memory"' in record.initialize, "what the client said of itself"
+    # Only what is not known here is asked for.
+    store.log.clear()
+    assert client.post({"jsonrpc": "2.0", "method": "notifications/x"}).status == 202
+    assert store.log == []
+    assert gateway.client("tools", Mcp_Session_Id="A" * 43).get().status == 404
+    assert store.log == ["locate"]
+    assert client.delete().status == 204
+    assert store.records == {}
+    # One that takes nothing more takes no session; those there are go on.
+    client.initialize()
+    store.refuses = True
+    full = gateway.client("tools").initialize()
+    assert (full.status, full.header("retry-after")) == (503, "5")
+    assert full.json()["error"]["code"] == -32000
+    assert client.post({"jsonrpc": "2.0", "method": "notifications/x"}).status == 202
+    gateway.stop()
+
+
+def test_to_stop_what_was_never_started_is_nothing_and_to_start_twice_is_once() -> None:
+    clock = MemoryReactorClock()
+    configured = settings(listen=["tcp:0:interface=127.0.0.1"])
+    gateway = GatewayService(readConfiguration(configured), clock)
+    assert gateway.stopService().called
+    assert (gateway.state, clock.tcpServers) == (State.STOPPED, [])
+    gateway.startService()
+    gateway.startService()
+    assert (gateway.state, len(clock.tcpServers)) == (State.READY, 1)
+    for _ in range(2):
+        stopped = gateway.stopService()
+        clock.pump([0.1] * 10)
+        assert stopped.called and gateway.state is State.STOPPED
+    assert not clock.getDelayedCalls()

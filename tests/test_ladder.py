@@ -308,6 +308,34 @@ async def test_unknownServer(start: Start) -> None:
     assert server.heard == 0
 
 
+@pytest.mark.parametrize("http", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_whatTheGatewayDoesNotServeIsAJSON404(start: Start, http: bool) -> None:
+    """No metadata of an authorization server, no metrics; none of it is asked of the server."""
+    server = AnsweringServer("one", http=http)
+    stack = await start({"one": server})
+    for path in (
+        b"/.well-known/oauth-protected-resource",
+        b"/.well-known/oauth-protected-resource/mcp",
+        b"/.well-known/oauth-protected-resource/servers/one/mcp",
+        b"/.well-known/oauth-authorization-server",
+        b"/.well-known/openid-configuration",
+        b"/servers/one/.well-known/oauth-protected-resource",
+        b"/servers/one/mcp/.well-known/oauth-protected-resource",
+        b"/oauth/token",
+        b"/register",
+        b"/metrics",
+        b"/servers/one/metrics",
+        b"/servers/one",
+        b"/servers",
+        b"/health",
+    ):
+        for method, body in ((b"GET", None), (b"POST", rpc("ping", 7)), (b"OPTIONS", None)):
+            error = assertRefused(await stack.ask(method, path, body), 404, -32000)
+            assert error == {"code": -32000, "message": "Not found"}, "no port, no other place"
+    assert server.heard == 0
+
+
 @pytest_twisted.ensureDeferred
 async def test_withoutADefaultTheShortPathsAreUnknown(start: Start) -> None:
     stack, _ = await started(start, default="nobody")
@@ -464,9 +492,11 @@ async def test_aGETNeedsEvents(start: Start) -> None:
 
 
 @pytest.mark.acceptance(10)
+@pytest.mark.parametrize("http", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_acceptance_10_aBodyOverTheLimit(start: Start) -> None:
-    stack, server = await started(start, limits=Limits(max_body=100))
+async def test_acceptance_10_aBodyOverTheLimit(start: Start, http: bool) -> None:
+    server = AnsweringServer("one", http=http)
+    stack = await start({"one": server}, limits=Limits(max_body=100))
     fit = hello("2025-06-18")[:99] + b" " * 10
     for size, status in ((100, 400), (101, 413), (1000, 413)):
         body = (b"[" + b" " * 2000)[:size]
@@ -645,8 +675,30 @@ async def test_modernRequestsAreRefusedSoThatClientsFallBack(start: Start, http:
     # `initialize` says by itself what it is.
     assert (await stack.ask(b"POST", b"/mcp", hello(), [header])).status == 200
     assert server.heard == heard + 1
-    # Nothing of it touched the session.
+    # Nothing of it touched the session, and nothing of it is left.
     assert (await stack.ask(b"POST", b"/mcp", rpc("ping", 7), [named])).status == 200
+    assert len(stack.shared.registry) == 2
+    assert len(server.open) == 2
+
+
+@pytest.mark.parametrize("http", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_aModernVersionIsNoWayAroundTheSession(start: Start, http: bool) -> None:
+    """What names a session is judged by it, whatever its header or its body claims to be."""
+    server = AnsweringServer("one", http=http)
+    stack = await start({"one": server})
+    named = (b"Mcp-Session-Id", await stack.open())
+    heard = server.heard
+    forged = [(b"Mcp-Session-Id", b"A" * 43), (b"MCP-Protocol-Version", b"2026-07-28")]
+    answer = await stack.ask(b"POST", b"/mcp", rpc("tools/call", "x"), forged)
+    assertRefused(answer, 404, -32001, b'"x"')
+    assert server.heard == heard
+    # A DELETE is by its head alone; what it brings is not read.
+    ended = await stack.ask(b"DELETE", b"/mcp", modern("tools/call"), [named])
+    assert (ended.status, ended.body) == (204, b"")
+    assert server.newest.closed and len(stack.shared.registry) == 0
+    again = await stack.ask(b"DELETE", b"/mcp", modern("tools/call"), [named])
+    assertRefused(again, 404, -32001)
 
 
 @pytest_twisted.ensureDeferred

@@ -123,6 +123,8 @@ async def test_acceptance_35_36_theNotFoundMatrix(start: Start, proxy: str, kind
     case = Case(proxy, PROXIES[proxy])
     reference = await asked(stack, case, b"POST", b"B" * 43, message(None))
     id = await case.lose(stack, kind)
+    servers = [mount.http.server for mount in stack.mounts.values()]
+    heard = [server.heard for server in servers]  # type: ignore[attr-defined]
     stack.observer.events.clear()
     for method in case.methods:
         for spelled in IDS if method == b"POST" else [None]:
@@ -133,6 +135,7 @@ async def test_acceptance_35_36_theNotFoundMatrix(start: Start, proxy: str, kind
             assert answer.fixed == reference.fixed, (method, spelled)
     rungs = {(event.rung, event.code) for event in stack.observer.of(RequestRefused)}
     assert rungs == {("session", -32001)}
+    assert [server.heard for server in servers] == heard  # type: ignore[attr-defined]
 
 
 @pytest.mark.acceptance(35)

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from gateway.guard.limits import Limits
-from gateway.guard.policy import AllowAll
+from gateway.guard.policy import AllowAll, Direction, IPolicy
 from gateway.links.interfaces import (
     EventMark,
     Health,
@@ -630,7 +630,7 @@ class Sessions:
         bench = self.bench
         self.registry = SessionRegistry(bench.clock, bench.limits, MemoryStore(), bench.observed)
 
-    def relay(self) -> Relay:
+    def relay(self, policy: IPolicy | None = None) -> Relay:
         bench = self.bench
         made: list[Any] = []
         self.registry.create("scripted", 1, ANONYMOUS, "streamable").addCallback(made.append)
@@ -638,7 +638,7 @@ class Sessions:
             made[0],
             bench.server,
             self.registry,
-            AllowAll(),
+            policy or AllowAll(),
             bench.limits,
             bench.clock,
             bench.observed,
@@ -671,7 +671,6 @@ def test_two_relays_call_listen_and_leave(bench: Bench) -> None:
     TestStandaloneSSE_NotificationReachesConnectedClient
     TestStandaloneSSE_FanOutToConcurrentClients
     TestStandaloneSSE_NonGlobalNotificationDoesNotReachClient
-    TestSessionRouter_Reap_IntegratesWithProxy
     """
     sessions = Sessions(bench)
     one, two = sessions.relay(), sessions.relay()
@@ -692,6 +691,55 @@ def test_two_relays_call_listen_and_leave(bench: Bench) -> None:
     sessions.end()
     assert [sent.method for sent in bench.link.sent][-1] == "resources/unsubscribe"
     assert bench.link.alive
+
+
+@implementer(IPolicy)
+class NoSubscribing:
+    """Whoever it judges may do anything else."""
+
+    def admits(self, context: CallContext) -> bool:
+        return True
+
+    def allows(self, direction: Direction, method: str, name: str, context: CallContext) -> bool:
+        return method != "resources/subscribe"
+
+
+def test_a_subscription_that_is_not_permitted_is_recorded_nowhere(bench: Bench) -> None:
+    """TestPostSSE_AuthzDeniedSubscribeNeverRecordedInRouting"""
+    sessions = Sessions(bench)
+    denied, allowed = sessions.relay(NoSubscribing()), sessions.relay()
+    streams = [MemoryTarget(), MemoryTarget()]
+    denied.attach(streams[0])
+    allowed.attach(streams[1])
+    subscribe = ("resources/subscribe", '{"uri":"test://a"}')
+    assert sessions.ask(denied, *subscribe).reason == "forbidden"
+    assert not bench.link.of("resources/subscribe")
+    assert denied.session.record.subscriptions == []
+    # It counts as no first subscriber either: the next one's is the first the server hears of.
+    granted = sessions.ask(allowed, *subscribe)
+    bench.link.reply(bench.link.last("resources/subscribe"))
+    assert granted.json["result"] == {}
+    bench.link.push(notify("notifications/resources/updated", '{"uri":"test://a"}'))
+    assert [len(stream.delivered) for stream in streams] == [0, 1]
+    sessions.end()
+
+
+def test_a_session_that_idles_out_gives_back_what_it_had_and_nobody_elses(bench: Bench) -> None:
+    """TestSessionRouter_Reap_IntegratesWithProxy"""
+    sessions = Sessions(bench)
+    idle, used = sessions.relay(), sessions.relay()
+    for relay, uri in ((idle, "test://idle"), (used, "test://used")):
+        sessions.ask(relay, "resources/subscribe", f'{{"uri":"{uri}"}}')
+        bench.link.reply(bench.link.last("resources/subscribe"))
+    hanging = sessions.ask(used)
+    bench.clock.pump([1.0] * 1801)
+    assert idle.session.ended == "idle"
+    (given,) = bench.link.of("resources/unsubscribe")
+    assert given.message.paramText("uri") == "test://idle"
+    assert not used.session.ended and not hanging.losses
+    bench.link.push(notify("notifications/resources/updated", '{"uri":"test://idle"}'))
+    assert "not_subscribed" in bench.drops()
+    sessions.end()
 
 
 def test_after_a_crash_every_session_gets_back_what_it_had(bench: Bench) -> None:

@@ -399,10 +399,7 @@ def test_a_refused_first_subscription_leaves_no_trace() -> None:
 
 
 def test_what_never_reached_the_core_is_not_recorded() -> None:
-    """
-    TestPostSSE_AuthzDeniedSubscribeNeverRecordedInRouting: a relay refuses what its policy
-    forbids before it asks its link.
-    """
+    """A relay refuses what its policy forbids before it asks its link."""
     hub = Hub()
     hub.member()
     hub.push(UPDATED, {"uri": "test://a"})

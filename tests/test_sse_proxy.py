@@ -92,6 +92,34 @@ async def test_theStreamsHead(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_theEndpointHearsNothingOfWhatAProxySays(start: Start) -> None:
+    """
+    Forwarding fields are not believed, so nobody can send a client's messages elsewhere. The bytes
+    are looked at themselves: every event has its name.
+    """
+    server = AnsweringServer("one")
+    stack = await start({"one": server})
+    said = [
+        (b"X-Forwarded-Host", b"evil.example"),
+        (b"X-Forwarded-Proto", b"https"),
+        (b"X-Forwarded-Prefix", b"/elsewhere"),
+        (b"X-Forwarded-Port", b"1"),
+        (b"Forwarded", b"host=evil.example"),
+    ]
+    stream = await stack.send(b"GET", b"/sse", None, said)
+    await stream.head()
+    first = await stream.chunk()
+    assert first is not None and first.startswith(b"event: endpoint\ndata: /messages?session_id=")
+    endpoint = first.removeprefix(b"event: endpoint\ndata: ").removesuffix(b"\n\n")
+    assert len(endpoint) == len(b"/messages?session_id=") + 43
+    assert (await stack.ask(b"POST", endpoint, hello("2024-11-05"), said)).status == 202
+    answer = await stream.chunk()
+    assert answer is not None and answer.startswith(
+        b'event: message\ndata: {"jsonrpc":"2.0","id":1'
+    )
+
+
+@pytest_twisted.ensureDeferred
 async def test_answersComeOnTheStreamUnderTheirIds(start: Start) -> None:
     it = await talk(start)
     for id in (b"0", b'"0"', b'""', b"1.0", b"9007199254740993"):
@@ -325,8 +353,10 @@ async def test_acceptance_41_aStreamAtCapacityIs503(start: Start) -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_10_aBodyOverTheLimitIs413(start: Start) -> None:
     it = await talk(start, limits=Limits(max_body=1000))
-    answer = await it.post(b" " * 1001)
-    assert (answer.status, answer.json["error"]["code"]) == (413, -32000)
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (1001, b" " * 1001)
+    for body, fields in ((b" " * 1001, []), (chunked, [(b"Transfer-Encoding", b"chunked")])):
+        answer = await it.stack.ask(b"POST", it.endpoint, body, fields)
+        assert (answer.status, answer.json["error"]["code"]) == (413, -32000)
     await it.say(rpc("ping", 1))
     assert (await it.message())["id"] == 1
 

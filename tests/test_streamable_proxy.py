@@ -325,6 +325,36 @@ async def test_acceptance_80_aCommentEvery15Seconds(start: Start) -> None:
     it.link.reply(sent)
 
 
+@pytest_twisted.ensureDeferred
+async def test_everyEventNamesItselfOnTheWire(start: Start) -> None:
+    """Clients that listen for `message` events alone do not hear an event without a name."""
+    it = await bench(start)
+    get = await it.get()
+    client, sent = await it.call(7)
+    failing, _ = await it.call(8)
+    it.stack.pass_(11)
+    for stream in (client, failing):
+        await stream.head()
+    it.link.push(notice("get"))
+    it.link.reply(sent)
+    it.link.lose()
+
+    async def eventful(reader: RawClient) -> bytes:
+        while (chunk := await reader.chunk()) == HEARTBEAT:
+            pass
+        assert chunk is not None and chunk.endswith(b"\n\n") and chunk.count(b"\n\n") == 1
+        return chunk
+
+    for reader, holds in (
+        (get, b'"data":"get"'),
+        (client, b'"id":7,"result"'),
+        (failing, b'"id":8,"error":{"code":-32000'),
+    ):
+        event = await eventful(reader)
+        assert event.startswith(b"event: message\n")
+        assert holds in event
+
+
 @pytest.mark.acceptance(79)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_79_nothingInAMessageEndsItsEvent(start: Start) -> None:

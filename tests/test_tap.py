@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 import treq
+from attrs import define
 from processes import ROOT, start, startGateway
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 import gateway
+from gateway.banner import banner
 from gateway.tap import Options
 
 INITIALIZE = {
@@ -49,6 +52,34 @@ async def test_the_demo_runs_with_nothing_said() -> None:
         )
     finally:
         assert await running.stop() == 0
+
+
+@define
+class Port:
+    """Stands for a listening port."""
+
+    address: object
+    _type: str = "TCP"
+
+    def getHost(self) -> object:
+        return self.address
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        (Port(IPv4Address("TCP", "127.0.0.1", 8080)), "http://127.0.0.1:8080/servers/demo/mcp"),
+        (Port(IPv4Address("TCP", "0.0.0.0", 80)), "http://127.0.0.1:80/servers/demo/mcp"),  # noqa: S104
+        (Port(IPv6Address("TCP", "::", 80)), "http://127.0.0.1:80/servers/demo/mcp"),
+        (Port(IPv6Address("TCP", "::1", 9)), "http://[::1]:9/servers/demo/sse"),
+        (Port(IPv4Address("TCP", "10.0.0.1", 443), "TLS"), "https://10.0.0.1:443/servers/demo/mcp"),
+        (Port(UNIXAddress("/run/gateway")), "listening on UNIXAddress('/run/gateway')"),
+    ],
+)
+def test_the_banner_says_where_every_server_is(port: Port, said: str) -> None:
+    options = Options()
+    options.parseOptions([])
+    assert said in banner(options["configuration"], [port])
 
 
 @pytest_twisted.ensureDeferred

@@ -10,7 +10,7 @@ import pytest_twisted
 from raw import AnsweringServer, RawClient, Response, Stack, Start, hello, rpc
 from raw import start as start
 
-from gateway.links.interfaces import EventMark, Reason
+from gateway.links.interfaces import EventMark, Outcome, Reason
 from gateway.observe.observer import MessageDropped, SessionEnded
 from gateway.testing.scripted import ScriptedHTTPLink, Sent
 from gateway.wire.envelope import decode
@@ -214,6 +214,70 @@ async def _recover(it: Bench) -> ScriptedHTTPLink:
         it.link.accept(sent)
     await it.stack.turns()
     return it.link
+
+
+@pytest_twisted.ensureDeferred
+async def test_aServerThatWasAwayIsFoundAgainByTheNextCall(start: Start) -> None:
+    """That it cannot be reached ends no session: it may come back, with or without its memory."""
+    it = await bench(start)
+    first = it.link
+    client, sent = await it.call("away")
+    away = Reason.UPSTREAM_UNREACHABLE
+    first.settle(sent, away, "the server cannot be reached", Outcome.NOT_SENT)
+    answer = await client.response()
+    assert (answer.status, answer.json["id"]) == (200, "away")
+    assert answer.json["error"]["data"] == {"reason": "upstream_unreachable"}
+    assert (it.server.handshakes, len(it.stack.shared.registry)) == (1, 1)
+    client, sent = await it.call("back")
+    first.settle(sent, status=404)
+    second = await _recover(it)
+    assert second is not first
+    second.reply(second.last("tools/call"), b'"again"')
+    assert (await client.response()).json == {"jsonrpc": "2.0", "id": "back", "result": "again"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aServerThatKeepsNoSessionsAnyMoreIsServedOn(start: Start) -> None:
+    """Its new handshake brought no session id; the client's own is as good as before."""
+    it = await bench(start)
+    client, sent = await it.call("x")
+    it.server.sessionless = True
+    it.link.settle(sent, status=404)
+    link = await _recover(it)
+    assert link.sessionless
+    link.reply(link.last("tools/call"), b'"again"')
+    assert (await client.response()).json["result"] == "again"
+    it.server.answers = True
+    assert (await it.ask(rpc("tools/call", 8, n=1))).json["result"] == {"n": 1}
+    assert it.server.handshakes == 2
+    # Who comes now gets no session, and disturbs nobody who has one.
+    opened = await it.stack.ask(b"POST", b"/mcp", hello())
+    assert (opened.status, opened.header(b"mcp-session-id")) == (200, None)
+    assert (await it.ask(rpc("tools/call", 9, n=2))).json["result"] == {"n": 2}
+    assert (await it.stack.ask(b"DELETE", b"/mcp", None, it.named)).status == 204
+
+
+@pytest.mark.acceptance(27)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_27_batchesAreRefusedOrServedHereToo(start: Start) -> None:
+    it = await bench(start)
+    call, told = rpc("tools/call", 1, n=1), rpc("notifications/roots/list_changed")
+    for body in (b"[" + call + b"]", b"[" + call + b"," + told + b"]", b"[]"):
+        refused = await it.ask(body)
+        assert (refused.status, refused.json["error"]["code"]) == (400, -32600)
+        assert "id" not in refused.json
+    assert it.link.of("tools/call") == it.link.of("notifications/roots/list_changed") == []
+    it.server.answers = True
+    older = await it.stack.open(revision="2025-03-26")
+    served = await it.stack.ask(
+        b"POST", b"/mcp", b"[" + call + b"," + told + b"]", [(b"Mcp-Session-Id", older)]
+    )
+    assert (served.status, served.json) == (
+        200,
+        [{"jsonrpc": "2.0", "id": 1, "result": {"n": 1}}],
+    )
+    # One by one: what the server gets is no batch.
+    assert len(it.link.of("tools/call")) == len(it.link.of("notifications/roots/list_changed")) == 1
 
 
 @pytest.mark.acceptance(65, 35)
