@@ -11,7 +11,8 @@ come back as spelled.
 
 Flags
   --handshake HOW      ok | error | nonsense | wrong-json | not-object | no-version | silent |
-                       exit | fake-id (a line that breaks the rules with id 0)
+                       exit | fake-id (a line that breaks the rules with id 0) |
+                       neither (a response with neither result nor error)
   --exit CODE          exit at once
   --protocol VERSION   answer this protocolVersion instead of the client's
   --capabilities JSON  the capabilities to answer
@@ -285,6 +286,8 @@ class Server:
             self.answer(id, '{"capabilities":{}}')
         elif how == "fake-id":
             say(b'{"jsonrpc":"2.0","id":0,"result":{},"error":{}}')
+        elif how == "neither":
+            say(b'{"jsonrpc":"2.0","id":0}')
         elif how == "exit":
             os._exit(9)
 

@@ -330,6 +330,11 @@ def test_aPrettyPrintedMessageBecomesOneLine() -> None:
         REQUEST + b',"params":["\\ud800",]}',
         REQUEST + b"},",
         REQUEST + b"}\x00",
+        # What others take for whitespace.
+        REQUEST + b"}\x0b",
+        REQUEST + b"\x0c}",
+        REQUEST + b"\xc2\xa0}",
+        b"\xe2\x80\xa8" + REQUEST + b"}",
         REQUEST + b",}",
         b"\xef\xbb\xbf" + REQUEST + b"}",
         *((REQUEST + b"}").decode().encode(name) for name in ("utf-16", "utf-16-le", "utf-32-be")),

@@ -182,7 +182,7 @@ async def test_all_sessions_have_one_child_that_shook_hands_once(started: Any) -
     assert seen[0]["params"]["capabilities"] == {}
 
 
-@pytest.mark.parametrize("how", ["error", "not-object", "exit"])
+@pytest.mark.parametrize("how", ["error", "not-object", "neither", "exit"])
 @pytest_twisted.ensureDeferred
 async def test_a_bad_handshake_fails_its_sessions_and_is_not_kept(live: Start, how: str) -> None:
     """TestMalformedInitializeReplyBecomesInternalError, TestFailedInitializeIsNotCached"""

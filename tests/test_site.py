@@ -128,7 +128,11 @@ def test_streams_and_running_calls_have_no_such_end() -> None:
     listener.stop()
 
 
-def test_of_a_body_over_the_limit_nothing_more_is_kept() -> None:
+def test_of_a_body_over_the_limit_nothing_more_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("bodies are kept in no file")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", opened)
     listener = Listener(Limits(max_body=1000))
     protocol, transport = listener.connect()
     protocol.dataReceived(request(b"POST", b"/mcp", b"", b"Transfer-Encoding: chunked"))

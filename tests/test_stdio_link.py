@@ -118,6 +118,7 @@ async def test_parameters_travel_as_spelled_on_one_line(bench: Make) -> None:
         ("not-object", Reason.BAD_ANSWER),
         ("no-version", Reason.BAD_ANSWER),
         ("fake-id", Reason.BAD_ANSWER),
+        ("neither", Reason.BAD_ANSWER),
         ("exit", Reason.SERVER_EXITED),
     ],
 )

@@ -294,6 +294,7 @@ INITIALIZED = {"protocolVersion": "2025-11-25"}
     [
         (lambda r: r.reply(200, b"nonsense"), Reason.BAD_ANSWER, 0),
         (lambda r: r.reply(200, b"{}"), Reason.BAD_ANSWER, 0),
+        (lambda r: r.reply(200, b'{"jsonrpc":"2.0","id":0}'), Reason.BAD_ANSWER, 0),
         (lambda r: r.reply(200, b"<html>", b"text/html"), Reason.BAD_ANSWER, 0),
         (lambda r: r.reply(202, type=None), Reason.BAD_ANSWER, 0),
         (lambda r: r.result({}), Reason.BAD_ANSWER, 0),
@@ -1379,7 +1380,13 @@ async def test_closing_deletes_the_session_and_cuts_what_is_open(bench: Bench) -
 
 
 @pytest.mark.parametrize(
-    "script", [lambda r: r.reply(405, b"x"), lambda r: r.cut(), lambda r: r.stream()]
+    "script",
+    [
+        lambda r: r.reply(405, b"x"),
+        lambda r: r.reply(500, b"x"),
+        lambda r: r.cut(),
+        lambda r: r.stream(),
+    ],
 )
 @pytest_twisted.ensureDeferred
 async def test_closing_does_not_depend_on_the_server(

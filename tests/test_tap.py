@@ -17,6 +17,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 import gateway
 from gateway.banner import banner
+from gateway.config import readConfiguration
 from gateway.tap import Options
 
 INITIALIZE = {
@@ -80,6 +81,13 @@ def test_the_banner_says_where_every_server_is(port: Port, said: str) -> None:
     options = Options()
     options.parseOptions([])
     assert said in banner(options["configuration"], [port])
+
+
+def test_the_banner_says_nothing_of_where_a_server_is() -> None:
+    servers = {"mcpServers": {"far": {"url": "https://api.example/v1/mcp?key=canary"}}}
+    said = banner(readConfiguration(servers), [Port(IPv4Address("TCP", "127.0.0.1", 8080))])
+    assert "http://127.0.0.1:8080/servers/far/mcp  (Streamable HTTP)" in said
+    assert "canary" not in said and "example" not in said
 
 
 @pytest_twisted.ensureDeferred
