@@ -1,0 +1,102 @@
+"""A client of the matrix on PyPI `mcp` 1.x; see steps.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+from mcp import ClientSession, types
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+from pydantic import AnyUrl
+from steps import JSON, SILENCE_SECONDS, Heard, main
+
+
+class Client:
+    def __init__(self, session: ClientSession, greeting: types.InitializeResult) -> None:
+        self._session = session
+        self._greeting = greeting
+
+    def about(self) -> tuple[str, Any]:
+        return str(self._greeting.protocolVersion), self._greeting.capabilities
+
+    async def list(self, kind: str) -> Any:
+        return await getattr(self._session, f"list_{kind}")()
+
+    async def read(self, uri: str) -> Any:
+        return await self._session.read_resource(AnyUrl(uri))
+
+    async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any:
+        return await self._session.call_tool(tool, arguments, progress_callback=progress)
+
+    async def cancelled(self, tool: str, arguments: JSON) -> Any:
+        # This SDK does not cancel: its user sends the notification, with an id that only the
+        # session's counter tells, and the call stays open until it is answered.
+        params = types.CancelledNotificationParams(requestId=self._session._request_id)
+        begun = anyio.Event()
+
+        async def note(*_: Any) -> None:
+            begun.set()
+
+        async def tell() -> None:
+            await begun.wait()
+            notification = types.CancelledNotification(params=params)
+            await self._session.send_notification(types.ClientNotification(notification))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell)
+            with anyio.move_on_after(SILENCE_SECONDS):
+                return await self.call(tool, arguments, note)
+        return "no answer"
+
+    async def subscribe(self, uri: str) -> Any:
+        return await self._session.subscribe_resource(AnyUrl(uri))
+
+    async def unsubscribe(self, uri: str) -> Any:
+        return await self._session.unsubscribe_resource(AnyUrl(uri))
+
+
+@asynccontextmanager
+async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
+    async def sampling(_: Any, params: Any) -> types.CreateMessageResult:
+        text = types.TextContent(type="text", text=heard.sampling(params))
+        return types.CreateMessageResult(role="assistant", content=text, model="m")
+
+    async def elicitation(_: Any, params: Any) -> types.ElicitResult:
+        return types.ElicitResult(action="accept", content=heard.elicitation(params))
+
+    async def message(received: Any) -> None:
+        inner = getattr(received, "root", None)
+        if isinstance(inner, types.ResourceUpdatedNotification):
+            heard.update(str(inner.params.uri))
+
+    def http(*arguments: Any, **named: Any) -> Any:
+        client = create_mcp_http_client(*arguments, **named)
+        client.event_hooks = {"request": [heard.sent]}
+        return client
+
+    async with AsyncExitStack() as stack:
+        if transport == "http":
+            client = await stack.enter_async_context(http())
+            streams = await stack.enter_async_context(
+                streamable_http_client(url, http_client=client)
+            )
+        else:
+            streams = await stack.enter_async_context(sse_client(url, httpx_client_factory=http))
+        session = await stack.enter_async_context(
+            ClientSession(
+                streams[0],
+                streams[1],
+                sampling_callback=sampling,
+                elicitation_callback=elicitation,
+                message_handler=message,
+            )
+        )
+        yield Client(session, await session.initialize())
+
+
+if __name__ == "__main__":
+    main(connect)

@@ -1,0 +1,87 @@
+"""A client of the matrix on PyPI `mcp` 2.x, in its legacy mode; see steps.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import mcp
+import mcp_types as types
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+from steps import JSON, Heard, main
+
+
+class Client:
+    def __init__(self, client: mcp.Client) -> None:
+        self._client = client
+
+    def about(self) -> tuple[str, Any]:
+        return self._client.protocol_version, self._client.server_capabilities
+
+    async def list(self, kind: str) -> Any:
+        return await getattr(self._client, f"list_{kind}")()
+
+    async def read(self, uri: str) -> Any:
+        return await self._client.read_resource(uri)
+
+    async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any:
+        return await self._client.call_tool(tool, arguments, progress_callback=progress)
+
+    async def cancelled(self, tool: str, arguments: JSON) -> Any:
+        with anyio.CancelScope() as scope:
+
+            async def begun(*_: Any) -> None:
+                scope.cancel()
+
+            await self.call(tool, arguments, begun)
+            return "an answer"
+        return "cancelled"
+
+    async def subscribe(self, uri: str) -> Any:
+        return await self._client.subscribe_resource(uri)
+
+    async def unsubscribe(self, uri: str) -> Any:
+        return await self._client.unsubscribe_resource(uri)
+
+
+@asynccontextmanager
+async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
+    async def sampling(_: Any, params: Any) -> types.CreateMessageResult:
+        text = types.TextContent(type="text", text=heard.sampling(params))
+        return types.CreateMessageResult(role="assistant", content=text, model="m")
+
+    async def elicitation(_: Any, params: Any) -> types.ElicitResult:
+        return types.ElicitResult(action="accept", content=heard.elicitation(params))
+
+    async def message(received: Any) -> None:
+        if isinstance(received, types.ResourceUpdatedNotification):
+            heard.update(str(received.params.uri))
+
+    def http(*arguments: Any, **named: Any) -> Any:
+        client = create_mcp_http_client(*arguments, **named)
+        client.event_hooks = {"request": [heard.sent]}
+        return client
+
+    async with AsyncExitStack() as stack:
+        if transport == "http":
+            client = await stack.enter_async_context(http())
+            # By default it takes no event over 1 MiB, whoever sends it.
+            way = streamable_http_client(url, http_client=client, max_sse_event_size=None)
+        else:
+            way = sse_client(url, httpx_client_factory=http)
+        client = mcp.Client(
+            way,
+            mode="legacy",
+            sampling_callback=sampling,
+            elicitation_callback=elicitation,
+            message_handler=message,
+        )
+        yield Client(await stack.enter_async_context(client))
+
+
+if __name__ == "__main__":
+    main(connect)
