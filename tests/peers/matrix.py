@@ -23,8 +23,8 @@ PYTHON = ("mcp1", "mcp2")
 JAVASCRIPT = ("sdk1", "client2")
 SERVERS = ("fixture", "everything")
 STEPS = (
-    "initialize", "lists", "read", "call", "errors", "together", "progress", "sampling",
-    "elicitation", "update", "cancel", "delete", "loss", "fresh", "large",
+    "initialize", "lists", "read", "call", "together", "progress", "sampling", "elicitation",
+    "update", "cancel", "errors", "delete", "loss", "fresh", "large",
 )  # fmt: skip
 
 

@@ -126,14 +126,6 @@ const STEPS = {
     return await said(peer, profile.text);
   },
 
-  async errors(peer) {
-    const unknown = { tool: "no such tool", arguments: {} };
-    return {
-      tool: await tried(said(peer, unknown)),
-      resource: await tried(peer.client.readResource({ uri: "test://no-such-resource" })),
-    };
-  },
-
   /* Many calls at once; how many got their own answer. */
   async together(peer, profile) {
     const { tool, fill } = profile.echo;
@@ -180,6 +172,18 @@ const STEPS = {
     const ended = await tried(cancelled(peer, how.call));
     const seen = how.seen ? await said(peer, how.seen) : null;
     return { ended, seen, after: await said(peer, profile.text) };
+  },
+
+  /*
+   * These SDKs come back, after a while, for a stream whose answer was an error, and
+   * server-everything repeats what it said since then, on whatever stream. So errors come last.
+   */
+  async errors(peer) {
+    const unknown = { tool: "no such tool", arguments: {} };
+    return {
+      tool: await tried(said(peer, unknown)),
+      resource: await tried(peer.client.readResource({ uri: "test://no-such-resource" })),
+    };
   },
 };
 

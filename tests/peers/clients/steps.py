@@ -171,14 +171,6 @@ async def call(client: Client, profile: JSON, heard: Heard) -> Any:
     return await said(client, profile["text"])
 
 
-async def errors(client: Client, profile: JSON, heard: Heard) -> Any:
-    unknown = {"tool": "no such tool", "arguments": {}}
-    return {
-        "tool": await tried(said(client, unknown)),
-        "resource": await tried(client.read("test://no-such-resource")),
-    }
-
-
 async def together(client: Client, profile: JSON, heard: Heard) -> Any:
     """Many calls at once; how many got their own answer."""
     own: list[bool] = []
@@ -238,6 +230,14 @@ async def cancel(client: Client, profile: JSON, heard: Heard) -> Any:
     return {"ended": ended, "seen": seen, "after": await said(client, profile["text"])}
 
 
+async def errors(client: Client, profile: JSON, heard: Heard) -> Any:
+    unknown = {"tool": "no such tool", "arguments": {}}
+    return {
+        "tool": await tried(said(client, unknown)),
+        "resource": await tried(client.read("test://no-such-resource")),
+    }
+
+
 async def large(client: Client, profile: JSON, heard: Heard) -> Any:
     seen = []
     for call in profile["large"]:
@@ -246,9 +246,11 @@ async def large(client: Client, profile: JSON, heard: Heard) -> Any:
     return seen
 
 
+# The npm SDKs come back, after a while, for a stream whose answer was an error, and then
+# server-everything repeats what it said since, on whatever stream. So errors come last.
 STEPS = (
-    initialize, lists, read, call, errors, together, progress, sampling, elicitation,
-    update, cancel,
+    initialize, lists, read, call, together, progress, sampling, elicitation, update, cancel,
+    errors,
 )  # fmt: skip
 
 
