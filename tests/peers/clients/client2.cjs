@@ -26,13 +26,9 @@ const open = async (kind, url, heard) => {
   await client.connect(transport);
   return {
     client,
+    transport,
     revision: () => client.getNegotiatedProtocolVersion(),
     call: (params, options) => client.callTool(params, options),
-    async end() {
-      // A session that is lost cannot be ended; whether one was is seen by what it answers then.
-      if (kind === "http") await transport.terminateSession().catch(() => {});
-      await client.close();
-    },
   };
 };
 

@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
+from answers import callbacks, http
 from mcp import ClientSession, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 from pydantic import AnyUrl
 from steps import JSON, SILENCE_SECONDS, Heard, main
 
@@ -41,14 +41,15 @@ class Client:
         async def note(*_: Any) -> None:
             begun.set()
 
-        async def tell() -> None:
+        async def tell(scope: anyio.CancelScope) -> None:
             await begun.wait()
             notification = types.CancelledNotification(params=params)
             await self._session.send_notification(types.ClientNotification(notification))
+            scope.deadline = anyio.current_time() + SILENCE_SECONDS
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tell)
-            with anyio.move_on_after(SILENCE_SECONDS):
+            with anyio.CancelScope() as scope:
+                tasks.start_soon(tell, scope)
                 return await self.call(tool, arguments, note)
         return "no answer"
 
@@ -61,38 +62,21 @@ class Client:
 
 @asynccontextmanager
 async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
-    async def sampling(_: Any, params: Any) -> types.CreateMessageResult:
-        text = types.TextContent(type="text", text=heard.sampling(params))
-        return types.CreateMessageResult(role="assistant", content=text, model="m")
-
-    async def elicitation(_: Any, params: Any) -> types.ElicitResult:
-        return types.ElicitResult(action="accept", content=heard.elicitation(params))
-
-    async def message(received: Any) -> None:
-        inner = getattr(received, "root", None)
-        if isinstance(inner, types.ResourceUpdatedNotification):
-            heard.update(str(inner.params.uri))
-
-    def http(*arguments: Any, **named: Any) -> Any:
-        client = create_mcp_http_client(*arguments, **named)
-        client.event_hooks = {"request": [heard.sent]}
-        return client
-
     async with AsyncExitStack() as stack:
         if transport == "http":
-            client = await stack.enter_async_context(http())
+            client = await stack.enter_async_context(http(heard)())
             streams = await stack.enter_async_context(
                 streamable_http_client(url, http_client=client)
             )
         else:
-            streams = await stack.enter_async_context(sse_client(url, httpx_client_factory=http))
+            streams = await stack.enter_async_context(
+                sse_client(url, httpx_client_factory=http(heard))
+            )
         session = await stack.enter_async_context(
             ClientSession(
                 streams[0],
                 streams[1],
-                sampling_callback=sampling,
-                elicitation_callback=elicitation,
-                message_handler=message,
+                **callbacks(heard),
             )
         )
         yield Client(session, await session.initialize())

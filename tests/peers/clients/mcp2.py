@@ -8,10 +8,9 @@ from typing import Any
 
 import anyio
 import mcp
-import mcp_types as types
+from answers import callbacks, http
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 from steps import JSON, Heard, main
 
 
@@ -50,35 +49,17 @@ class Client:
 
 @asynccontextmanager
 async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
-    async def sampling(_: Any, params: Any) -> types.CreateMessageResult:
-        text = types.TextContent(type="text", text=heard.sampling(params))
-        return types.CreateMessageResult(role="assistant", content=text, model="m")
-
-    async def elicitation(_: Any, params: Any) -> types.ElicitResult:
-        return types.ElicitResult(action="accept", content=heard.elicitation(params))
-
-    async def message(received: Any) -> None:
-        if isinstance(received, types.ResourceUpdatedNotification):
-            heard.update(str(received.params.uri))
-
-    def http(*arguments: Any, **named: Any) -> Any:
-        client = create_mcp_http_client(*arguments, **named)
-        client.event_hooks = {"request": [heard.sent]}
-        return client
-
     async with AsyncExitStack() as stack:
         if transport == "http":
-            client = await stack.enter_async_context(http())
+            client = await stack.enter_async_context(http(heard)())
             # By default it takes no event over 1 MiB, whoever sends it.
             way = streamable_http_client(url, http_client=client, max_sse_event_size=None)
         else:
-            way = sse_client(url, httpx_client_factory=http)
+            way = sse_client(url, httpx_client_factory=http(heard))
         client = mcp.Client(
             way,
             mode="legacy",
-            sampling_callback=sampling,
-            elicitation_callback=elicitation,
-            message_handler=message,
+            **callbacks(heard),
         )
         yield Client(await stack.enter_async_context(client))
 

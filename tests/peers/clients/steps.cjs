@@ -258,7 +258,9 @@ const within = async (open, transport, url, heard, use) => {
   try {
     const peer = await open(transport, url, heard);
     const result = await use(peer);
-    await peer.end();
+    // A session that is lost cannot be ended; whether one was is seen by what it answers then.
+    if (transport === "http") await peer.transport.terminateSession().catch(() => {});
+    await peer.client.close();
     return result;
   } catch (error) {
     return described(error);
