@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,9 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from installing import CONFORMANCE, NODE, ROOT, NotInstalled, node, nodeModules
+
 FIXTURE = Path(__file__).with_name("conformance_fixture.py")
-SUITE, NODE = "@modelcontextprotocol/conformance@0.2.0-alpha.12", "node@22"
 REQUIREMENTS = "2025-11-25"
 ROUTES = {
     "streamable": "stdio",
@@ -55,7 +54,6 @@ EXPECTED = {
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SUITE_SECONDS = 300.0
-INSTALL_SECONDS = 300.0
 
 # From worst to best; a check that is reported several times counts as its worst.
 STATUSES = ("FAILURE", "WARNING", "SKIPPED", "SUCCESS", "INFO")
@@ -68,10 +66,6 @@ Checks = dict[tuple[str, str], str]
 
 class Broken(Exception):
     """The comparison cannot be made; the message says why."""
-
-
-class NotInstalled(Broken):
-    """The suite is not here and npm did not bring it."""
 
 
 def endGroup(process: subprocess.Popen[bytes]) -> None:
@@ -104,34 +98,6 @@ def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
         yield process
     finally:
         endGroup(process)
-
-
-def installed(cache: Path) -> Path:
-    """The node_modules folder with the suite, installed in `cache` if it is not there."""
-    wanted = f"{SUITE} {NODE}"
-    stamp, modules = cache / "installed.txt", cache / "node_modules"
-    if stamp.is_file() and stamp.read_text() == wanted and complete(modules):
-        return modules
-    npm = shutil.which("npm")
-    if npm is None:
-        raise NotInstalled("npm is not on the PATH, and no --node-modules was given")
-    cache.mkdir(parents=True, exist_ok=True)
-    (cache / "package.json").write_text('{"name": "gateway-peers", "private": true}\n')
-    arguments = [npm, "install", "--no-audit", "--no-fund", SUITE, NODE]
-    try:
-        done = subprocess.run(
-            arguments, cwd=cache, capture_output=True, text=True, timeout=INSTALL_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise NotInstalled("npm install took too long") from None
-    if done.returncode or not complete(modules):
-        raise NotInstalled(f"npm install failed:\n{done.stderr.strip()}")
-    stamp.write_text(wanted)
-    return modules
-
-
-def complete(modules: Path) -> bool:
-    return (modules / ".bin" / "conformance").exists() and (modules / ".bin" / "node").exists()
 
 
 def freePort() -> int:
@@ -177,8 +143,8 @@ def runSuite(modules: Path, url: str, folder: Path) -> Run:
     """Run the requirement set against a URL; results and log go to `folder`."""
     results, log = folder / "results", folder / "suite.log"
     results.mkdir(parents=True)
-    binaries = modules / ".bin"
-    arguments = [str(binaries / "node"), str(binaries / "conformance"), "server", "--url", url]
+    suite = str(modules / ".bin" / "conformance")
+    arguments = [node(modules), suite, "server", "--url", url]
     arguments += ["--requirements", REQUIREMENTS, "--output-dir", str(results)]
     with running(arguments, log) as process:
         try:
@@ -245,7 +211,7 @@ def lost(runs: Mapping[str, Run], route: str) -> list[tuple[str, str, str]]:
 
 def report(runs: Mapping[str, Run]) -> bool:
     """Print the table; whether no check was lost and every route ran."""
-    print(f"{SUITE}, requirements {REQUIREMENTS}")
+    print(f"{CONFORMANCE}, requirements {REQUIREMENTS}")
     print(f"{'route':<32} {'scenarios':>9} {'passed':>7} {'failed':>7} {'warnings':>9} {'lost':>5}")
     fine = True
     for route, run in runs.items():
@@ -271,7 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--node-modules", type=Path, metavar="DIR", help="the suite, installed")
+    parser.add_argument("--node-modules", metavar="DIR", help="the suite, installed")
     parser.add_argument(
         "--only",
         default=",".join(ROUTES),
@@ -287,15 +253,13 @@ def main() -> int:
     # What ends this script ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        modules = chosen.node_modules or installed(ROOT / "build" / "peers")
-        if not complete(modules):
-            raise NotInstalled(f"{modules} has no .bin/conformance and .bin/node")
+        modules = nodeModules(chosen.node_modules, (CONFORMANCE, NODE))
         if chosen.keep:
             chosen.keep.mkdir(parents=True)
-            return 0 if report(runAll(modules.resolve(), routes, chosen.keep.resolve())) else 1
+            return 0 if report(runAll(modules, routes, chosen.keep.resolve())) else 1
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-            return 0 if report(runAll(modules.resolve(), routes, Path(folder))) else 1
-    except Broken as broken:
+            return 0 if report(runAll(modules, routes, Path(folder))) else 1
+    except (Broken, NotInstalled) as broken:
         print(broken, file=sys.stderr)
         return 2 if isinstance(broken, NotInstalled) else 1
 

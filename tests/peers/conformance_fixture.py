@@ -1,10 +1,13 @@
 """
-The server that the official conformance suite is run against, on PyPI `mcp` 2.3.
+The server that the official conformance suite and the matrix of real clients are run against, on
+PyPI `mcp` 2.3.
 
-It serves every name that the requirement set 2025-11-25 expects, over stdio or Streamable HTTP:
+It serves every name that the requirement set 2025-11-25 expects, and the tools of matrix_tools.py,
+over stdio, Streamable HTTP or HTTP+SSE:
 
     python tests/peers/conformance_fixture.py --stdio
     python tests/peers/conformance_fixture.py --http 0      # prints "ready http://127.0.0.1:PORT/mcp"
+    python tests/peers/conformance_fixture.py --sse 0       # prints "ready http://127.0.0.1:PORT/sse"
 
 Over HTTP it has sessions, an event store for resumption, and protection against DNS rebinding.
 """
@@ -24,6 +27,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import matrix_tools
 import mcp_types as types
 import uvicorn
 from mcp.server.context import ServerRequestContext
@@ -236,6 +240,7 @@ TOOLS: dict[str, tuple[Callable[[Context, JSON], Awaitable[list[JSON]]], JSON]] 
     "test_elicitation_sep1330_enums": (elicitationEnums, takes()),
     "test_reconnection": (reconnection, takes()),
     "json_schema_2020_12_tool": (fixed(text("Valid.")), SCHEMA_2020_12),
+    **matrix_tools.TOOLS,
 }
 
 
@@ -300,11 +305,13 @@ async def readResource(
     return types.ReadResourceResult.model_validate({"contents": [{"uri": uri, **contents}]})
 
 
-async def subscribe(_: Context, __: types.SubscribeRequestParams) -> types.EmptyResult:
+async def subscribe(_: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
+    matrix_tools.subscribed.add(str(params.uri))
     return types.EmptyResult()
 
 
-async def unsubscribe(_: Context, __: types.UnsubscribeRequestParams) -> types.EmptyResult:
+async def unsubscribe(_: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+    matrix_tools.subscribed.discard(str(params.uri))
     return types.EmptyResult()
 
 

@@ -1,0 +1,35 @@
+/* A client of the matrix on npm `@modelcontextprotocol/client` 2.x, legacy; see steps.cjs. */
+"use strict";
+
+const {
+  Client,
+  SSEClientTransport,
+  StreamableHTTPClientTransport,
+} = require("@modelcontextprotocol/client");
+const { main } = require("./steps.cjs");
+
+const open = async (kind, url, heard) => {
+  const client = new Client(
+    { name: "client2", version: "2" },
+    {
+      capabilities: { sampling: {}, elicitation: { form: {}, url: {} } },
+      versionNegotiation: { mode: "legacy" },
+    },
+  );
+  client.setRequestHandler("sampling/createMessage", (request) => heard.sampling(request.params));
+  client.setRequestHandler("elicitation/create", (request) => heard.elicitation(request.params));
+  client.setNotificationHandler("notifications/resources/updated", (notification) =>
+    heard.update(notification.params.uri),
+  );
+  const Transport = kind === "http" ? StreamableHTTPClientTransport : SSEClientTransport;
+  const transport = new Transport(new URL(url), { fetch: heard.fetch });
+  await client.connect(transport);
+  return {
+    client,
+    transport,
+    revision: () => client.getNegotiatedProtocolVersion(),
+    call: (params, options) => client.callTool(params, options),
+  };
+};
+
+main(open);
