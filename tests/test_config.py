@@ -143,21 +143,25 @@ def test_claude_codes_project_file_works_unchanged(load: Load) -> None:
     )
 
 
-def test_vs_codes_file_with_comments_works_unchanged(load: Load) -> None:
+def test_vs_codes_file_with_comments_and_last_commas_works_unchanged(load: Load) -> None:
     loaded = load(
         """
         {
           // what VS Code writes
           "inputs": [{"id": "key", "type": "promptString"}],
           "servers": { /* here */
-            "play": {"type": "stdio", "command": "npx", "args": ["//not", "/*a comment*/"],
-                     "envFile": ".env", "dev": {"watch": "src"}}
-          }
+            "play": {"type": "stdio", "command": "npx",
+                     "args": ["//not", "/*a comment*/", "nor,]", "this, }", /* last */ ],
+                     "envFile": ".env", "dev": {"watch": "src"}, },
+          },
         }
         """
     )
     assert onlyServer(loaded) == StdioSettings(
-        name="play", command="npx", args=("//not", "/*a comment*/"), default=True
+        name="play",
+        command="npx",
+        args=("//not", "/*a comment*/", "nor,]", "this, }"),
+        default=True,
     )
     assert len(loaded.notices) == 2
     assert "servers.play.envFile: ignored: the file is not read" in loaded.notices[0]
@@ -344,8 +348,8 @@ def test_mistakes_in_toml(load: Load, mistakes: Callable[..., list[str]]) -> Non
         ("null", "found null, expected an object"),
         ("{", "line 1, column 2: found a mistake"),
         ('{\n "mcpServers": {,}\n}', "line 2, column 17: found a mistake"),
-        ('{"mcpServers": {"a": 1,}}', "take the comma before the bracket away"),
-        ('{"a": [1,\n ]}', "take the comma before the bracket away"),
+        ('{"a": [1,,]}', "line 1, column 10: found a mistake"),
+        ('{"a": [,]}', "line 1, column 8: found a mistake"),
         ('{"a": "it is, }', "line 1, column 7: found a mistake (Unterminated string"),
         ('{"a": NaN}', "NaN is no JSON number"),
         ('{"a": -Infinity}', "-Infinity is no JSON number"),

@@ -45,6 +45,7 @@ _VARIABLE = re.compile(
     r"|\$\{(?P<asked>(?:input|command|config):[\w.-]{1,60})\}"
     r"|\$\{"
 )
+_LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*+"|(?<=[^\s,\[{])\s*+,(?=\s*+[\]}])')
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*+"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _TOML_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_~-]+\Z")
@@ -332,16 +333,15 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def _json(source: str, text: str) -> Any:
+    # Editors' files have comments, and commas after the last of a list.
     if "//" in text or "/*" in text:
         text = _COMMENT.sub(_blank, text)
+    text = _LAST_COMMA.sub(_blank, text)
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_noConstant)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        comma = text[: error.pos + 1].rstrip("]} \t\r\n").endswith(",")
-        end = text[error.pos :].lstrip(", \t\r\n")[:1] in ("]", "}")
-        hint = "take the comma before the bracket away" if comma and end else ""
-        _refuse(source, place, f"a mistake ({error.msg})", "JSON", hint)
+        _refuse(source, place, f"a mistake ({error.msg})", "JSON")
     except RecursionError:
         _refuse(source, "", "a text nested too deep", "JSON")
     except ValueError as error:
