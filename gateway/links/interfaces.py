@@ -180,7 +180,8 @@ class ILink(Interface):
     time. To an HTTP server `send` may have a call object for a notification or response, too: then
     the listener hears `accepted` or `settled` of it. There a 404 to a request of a session settles
     the call as REFUSED with status 404: the session is lost, and so is the link; the recovery is
-    its user's.
+    its user's, who closes it. Calls that run on it may still be answered; it opens no stream of
+    its own any more.
     """
 
     answer: Message = Attribute("The server's response to `initialize`.")
