@@ -99,11 +99,13 @@ class ListenRefused(Exception):
 
     status: the HTTP status by which it refused: 405 where it has none, 404 where the link's
         session is lost.
+    asked: whether it was asked; at a bound of our own it is not.
     """
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, asked: bool = True) -> None:
         super().__init__(f"HTTP status {status}")
         self.status = status
+        self.asked = asked
 
 
 @frozen
