@@ -62,6 +62,8 @@ REACHED = {
     "test_at_the_bound_on_connections_nothing_is_taken",
     "max_upstream_streams": "test_streamable_http_link."
     "test_streams_that_are_open_take_no_room_from_calls",
+    "max_resumptions": "test_resuming_link."
+    "test_a_resumption_that_is_refused_is_tried_again_only_so_often",
     "connect_timeout": "test_streamable_http_link.test_a_connect_that_takes_too_long",
     "eof_wait": "test_stdio_link.test_acceptance_58_stubborn_with_grandchildren",
     "term_wait": "test_stdio_link.test_acceptance_58_stubborn_with_grandchildren",

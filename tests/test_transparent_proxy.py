@@ -9,8 +9,9 @@ import pytest
 import pytest_twisted
 from raw import AnsweringServer, RawClient, Response, Stack, Start, hello, rpc
 from raw import start as start
+from twisted.internet.defer import Deferred
 
-from gateway.links.interfaces import EventMark, Outcome, Reason
+from gateway.links.interfaces import EventMark, ListenRefused, Outcome, Reason
 from gateway.observe.observer import MessageDropped, SessionEnded
 from gateway.testing.scripted import ScriptedHTTPLink, Sent
 from gateway.wire.envelope import decode
@@ -362,6 +363,49 @@ async def test_aLostSessionOnAnOpenStreamIsAnErrorThere(start: Start) -> None:
     told = await client.message()
     assert (told["id"], told["error"]["data"]["reason"]) == ("x", "server_exited")
     assert await client.event() is None
+
+
+@pytest.mark.acceptance(64)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_64_aStreamOfTheLostSessionIsOpenAsLongAsItsClientReads(
+    start: Start,
+) -> None:
+    it = await bench(start)
+    get = await it.get()
+    first = it.link
+    (origin,) = first.listening
+    client, sent = await it.call("x")
+    first.settle(sent, status=404)
+    second = await _recover(it)
+    assert second is not first
+    first.push(notice("still"), origin)
+    assert (await get.message())["params"]["data"] == "still"
+    assert first.alive
+    second.reply(second.last("tools/call"))
+    await client.response()
+    get.reset()
+    await get.ended
+    await it.stack.until(lambda: first.closed)
+    assert first.cancelled == [origin] and not second.cancelled
+
+
+@pytest_twisted.ensureDeferred
+async def test_aStreamThatIsOpenedWhileTheSessionIsFoundLost(start: Start) -> None:
+    it = await bench(start)
+    first = it.link
+    opening: Deferred[None] = Deferred()
+    first.listen = lambda origin, last, context: opening  # type: ignore[method-assign]
+    asking = await it.stack.send(b"GET", b"/mcp", None, it.named)
+    client, sent = await it.call("x")
+    first.settle(sent, status=404)
+    second = await _recover(it)
+    assert first.alive, "a stream is being opened on it"
+    opening.errback(ListenRefused(404))
+    assert (await asking.head()).status == 200
+    assert len(second.listening) == 1 and first.closed
+    second.reply(second.last("tools/call"))
+    await client.response()
+    assert it.server.handshakes == 2
 
 
 @pytest.mark.acceptance(28)

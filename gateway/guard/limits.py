@@ -108,11 +108,18 @@ class Limits:
     max_upstream_streams: int = _bound(
         10_000, "GET streams per HTTP server", "405 for the GET stream"
     )
+    max_resumptions: int = _bound(
+        5,
+        "times in a row that a call's stream is resumed and nothing new comes",
+        "`outcome_unknown` for the call",
+    )
     connect_timeout: float = _bound(10.0, "seconds", "`upstream_unreachable` for the call")
     eof_wait: float = _bound(2.0, "seconds", "SIGTERM to the child's process group")
     term_wait: float = _bound(5.0, "seconds", "SIGKILL to the child's process group")
-    respawn_first: float = _bound(0.5, "seconds", "the first back-off before a respawn")
-    respawn_last: float = _bound(30.0, "seconds", "the longest back-off before a respawn")
+    respawn_first: float = _bound(
+        0.5, "seconds", "the first back-off before a respawn, or before a stream is opened again"
+    )
+    respawn_last: float = _bound(30.0, "seconds", "the longest back-off before either")
     circuit_failures: int = _bound(
         5,
         "failures of a child server in `circuit_window`",

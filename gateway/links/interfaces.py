@@ -99,11 +99,13 @@ class ListenRefused(Exception):
 
     status: the HTTP status by which it refused: 405 where it has none, 404 where the link's
         session is lost.
+    asked: whether it was asked; at a bound of our own it is not.
     """
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, asked: bool = True) -> None:
         super().__init__(f"HTTP status {status}")
         self.status = status
+        self.asked = asked
 
 
 @frozen
@@ -180,7 +182,8 @@ class ILink(Interface):
     time. To an HTTP server `send` may have a call object for a notification or response, too: then
     the listener hears `accepted` or `settled` of it. There a 404 to a request of a session settles
     the call as REFUSED with status 404: the session is lost, and so is the link; the recovery is
-    its user's.
+    its user's, who closes it. Calls that run on it may still be answered; it opens no stream of
+    its own any more.
     """
 
     answer: Message = Attribute("The server's response to `initialize`.")

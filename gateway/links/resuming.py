@@ -5,15 +5,21 @@ Where the gateway's streams are its own, somebody has to do what a client does f
 the server's GET stream, and resume what was cut (MCP 2025-11-25, basic/transports, Listening for
 Messages from the Server, Resumability and Redelivery). Theory of operation:
 
- 1. Once the server took `notifications/initialized`, its GET stream is opened. It is opened again
-    when it ends, after the server's `retry`, with the last event id it carried. A server that
-    refuses it has none.
+ 1. Once the server was told `notifications/initialized`, its GET stream is opened. It is opened
+    again when it ends, after the server's `retry`, with the last event id it carried.
  2. The last event id of each running call is kept. When its stream ends without the answer and
     there is an id, the rest is fetched by a GET with that id, as often as the server ends the
-    stream (SEP-1699), but only so often without anything new.
+    stream (SEP-1699).
  3. What may have run is never sent again. A call that cannot be resumed is settled as it was.
- 4. A GET that is answered 404 says that the server lost the session. Calls that run have streams
-    of their own and may still be answered; when none runs any more, the link is lost.
+ 4. A GET that fails is tried again after a back-off, one that is refused ever more seldom, since
+    credentials change, and not all that answers is the server. Only 405 says that it has no GET
+    stream. An id that is refused again and again is given up where it is no call's.
+ 5. A stream that is resumed and brings nothing new has a back-off, too, if it is no call's; a
+    call's is resumed `max_resumptions` times so. `Course` tells what is new.
+ 6. A 404 says that the server lost the session: from then on no stream is opened. Calls that have
+    one may still be answered, what waited for one is settled. Whoever was told by the 404 of what
+    it sent closes the link; where only a GET found out, the link is lost once no call runs.
+ 7. The listener hears nothing from within `send`, `cancel`, `hold`, `release` or `close`.
 """
 
 from __future__ import annotations
@@ -28,65 +34,32 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.links.backoff import backOff, jittered
+from gateway.links.course import Course
 from gateway.links.http_streams import UNKNOWN
 from gateway.links.interfaces import (
     EventMark,
     ILink,
     ILinkListener,
+    LinkFailed,
     ListenRefused,
     Reason,
     Settled,
 )
 from gateway.links.streamable_http import StreamableHTTPLink
+from gateway.observe.observer import BoundReached
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message
 
 __all__ = ["ResumingLink"]
 
-RETRY = 1.0
-"""Seconds to wait before a stream is resumed, where the server does not say."""
+SELDOM = 20
+"""How many times `respawn_last` a server that refuses its GET stream is left alone, at most."""
 
-MAX_RETRY = 60.0
-"""Seconds a server can make us wait."""
+_CREDENTIALS = (401, 403, 407)
+"""The HTTP statuses by which a server refuses who asks, not what is asked for."""
 
-FRUITLESS = 5
-"""How often a call is resumed without anything new coming of it."""
-
-
-@define(eq=False, repr=False)
-class _Course:
-    """
-    One stream of the server over all the connections it takes; the origin of its GETs.
-
-    call: what it belongs to; None for the stream that belongs to no call. id: the call's.
-    last: the id of the last event. fruitless: how often it was resumed for nothing.
-    """
-
-    context: CallContext
-    call: object | None = None
-    id: bytes = b""
-    last: bytes | None = None
-    retry: float = RETRY
-    fruitless: int = 0
-    held: bool = False
-    timer: IDelayedCall | None = None
-    opening: Deferred[None] | None = None
-
-    def saw(self, mark: EventMark | None) -> None:
-        """An event came."""
-        self.fruitless = 0
-        if mark is None:
-            return
-        if mark.id is not None:
-            self.last = mark.id or None
-        if mark.retry is not None and mark.retry.isdigit() and len(mark.retry) < 16:
-            self.retry = min(int(mark.retry) / 1000, MAX_RETRY)
-
-    def rest(self) -> None:
-        """Wait for nothing any more."""
-        timer, self.timer = self.timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+_OUTAGES = (408, 429)
+"""The HTTP statuses below 500 that mean: not now."""
 
 
 @implementer(ILink, ILinkListener)
@@ -101,12 +74,20 @@ class ResumingLink:
     listener: ILinkListener
     inner: StreamableHTTPLink = field(init=False)
     multiplexed: ClassVar[bool] = False
-    _calls: dict[object, _Course] = field(factory=dict, init=False)
-    _ids: dict[bytes, _Course] = field(factory=dict, init=False)
-    _general: _Course | None = field(default=None, init=False)
-    _greeting: tuple[object | None, CallContext] | None = field(default=None, init=False)
-    _gone: bool = field(default=False, init=False)
+    _calls: dict[object, Course] = field(factory=dict, init=False)
+    _ids: dict[bytes, Course] = field(factory=dict, init=False)
+    _general: Course | None = field(default=None, init=False)
+    """The stream that belongs to no call; None before it is opened and after the session."""
+    _greeting: tuple[object, Course] | None = field(default=None, init=False)
+    """`notifications/initialized` on its way: what it is known by, and what follows it."""
+    _newest: CallContext | None = field(default=None, init=False)
+    """Of the last request, where its credentials go with the GETs."""
+    _lost: bool = field(default=False, init=False)
+    """Whether the server lost the session."""
+    _told: bool = field(default=False, init=False)
+    """Whether our user knows that."""
     _over: bool = field(default=False, init=False)
+    _turn: IDelayedCall | None = field(default=None, init=False)
     _log: Logger = field(factory=Logger, init=False)
 
     @property
@@ -123,13 +104,19 @@ class ResumingLink:
 
     def send(self, message: Message, call: object | None, context: CallContext) -> bool:
         """See ILink."""
-        if not self.inner.send(message, call, context):
+        greeting = None
+        if message.method == "notifications/initialized":
+            course = Course(context)
+            # Where nobody asks, it must still be heard whether the server took it.
+            greeting = (course if call is None else call, course)
+        if not self.inner.send(message, call if greeting is None else greeting[0], context):
             return False
         if message.kind is Kind.REQUEST and message.id is not None and call is not None:
-            course = _Course(context, call, message.id)
-            self._calls[call] = self._ids[message.id] = course
-        elif message.method == "notifications/initialized" and call is not None:
-            self._greeting = (call, context)
+            self._calls[call] = self._ids[message.id] = Course(context, call, message.id)
+            if self.inner.forwardAuthorization:
+                # They may have been renewed. Such a link is one client's, never shared.
+                self._newest = context
+        self._greeting = greeting or self._greeting
         return True
 
     def cancel(self, call: object) -> None:
@@ -138,6 +125,8 @@ class ResumingLink:
         if course is not None:
             self._leave(course)
         self.inner.cancel(call)
+        if self._isEnding() and self._turn is None:
+            self._turn = self.inner.client.clock.callLater(0, self._turned)
 
     def hold(self, origin: object | None) -> None:
         """See ILink: of origins it knows calls."""
@@ -162,12 +151,15 @@ class ResumingLink:
 
     def _stop(self) -> None:
         self._over = True
+        turn, self._turn = self._turn, None
+        if turn is not None and turn.active():
+            turn.cancel()
         for course in (*self._calls.values(), self._general):
             if course is not None:
                 course.rest()
         self._calls.clear()
         self._ids.clear()
-        self._general = None
+        self._general = self._greeting = None
 
     # ILinkListener, of the inner link.
 
@@ -176,10 +168,11 @@ class ResumingLink:
     ) -> None:
         if self._over:
             return
-        course = origin if isinstance(origin, _Course) else self._calls.get(origin)
+        course = self._courseOf(origin)
+        call = origin
         if course is not None:
-            course.saw(mark)
-        call = origin if course is None else course.call
+            course.saw(mark, message)
+            call = course.call
         if message.kind is Kind.RESPONSE and message.id is not None:
             answered = self._ids.get(message.id)
             if answered is not None:
@@ -191,24 +184,31 @@ class ResumingLink:
         self._end()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
-        course = origin if isinstance(origin, _Course) else self._calls.get(origin)
+        course = self._courseOf(origin)
         if course is not None:
             course.saw(mark)
 
     def accepted(self, call: object) -> None:
         self._greeted(call)
-        self.listener.accepted(call)
+        if not isinstance(call, Course):
+            self.listener.accepted(call)
 
     def settled(self, call: object, settled: Settled) -> None:
+        lost = settled.status == 404 and not self.sessionless
         course = self._calls.get(call)
         if course is not None:
-            if settled.reason is Reason.OUTCOME_UNKNOWN and course.last is not None:
+            if settled.reason is Reason.OUTCOME_UNKNOWN and self._resumes(course):
                 self._later(course, course.retry)
                 return
             self._leave(course)
-        elif settled.status != 404:
+        elif not lost:
+            # What refused it may have been none of the server.
             self._greeted(call)
-        self.listener.settled(call, settled)
+        if not isinstance(call, Course):
+            self._told = self._told or lost
+            self.listener.settled(call, settled)
+        if lost:
+            self._loseSession()
         self._end()
 
     def drained(self) -> None:
@@ -219,79 +219,143 @@ class ResumingLink:
         self.listener.lost(reason, message)
 
     def ended(self, origin: object) -> None:
-        if not isinstance(origin, _Course) or self._over:
+        if not isinstance(origin, Course) or self._over:
             return
+        clock, limits = self.inner.client.clock, self.inner.client.limits
+        origin.ended(clock.seconds(), limits.respawn_last)
         origin.fruitless += 1
         delay = origin.retry
         if origin.call is None:
             # A server may end its stream at once each time; it is asked ever more seldom.
-            delay = max(delay, self._spaced(origin.fruitless))
+            delay = self._backOff(origin.fruitless, delay)
         self._later(origin, delay)
 
     # The courses.
+
+    def _courseOf(self, origin: object | None) -> Course | None:
+        return origin if isinstance(origin, Course) else self._calls.get(origin)
+
+    def _resumes(self, course: Course) -> bool:
+        """Whether the server may have more of a call's stream."""
+        return course.last is not None and not self._lost
 
     def _greeted(self, note: object) -> None:
         """What the server was told last: the time to listen has come if it was our greeting."""
         if self._greeting is None or self._greeting[0] is not note or self._general is not None:
             return
-        self._general = _Course(self._greeting[1])
+        _, self._general = self._greeting
         self._greeting = None
-        self._listen(self._general)
+        if not self._lost:
+            self._listen(self._general)
 
-    def _spaced(self, failures: int) -> float:
-        return jittered(backOff(self.inner.client.limits, failures))
+    def _backOff(self, failures: int, least: float = 0.0, refused: bool = False) -> float:
+        """How long to wait after so many failures in a row: tells, where that is our own bound."""
+        limits = self.inner.client.limits
+        delay = backOff(limits, failures)
+        last = delay >= limits.respawn_last
+        if refused:
+            longest = SELDOM * limits.respawn_last
+            delay = min(longest, limits.respawn_first * 2.0 ** min(failures - 1, 32))
+        delay = jittered(delay)
+        if delay <= least:
+            return least
+        self._bounded("respawn_last" if last else "respawn_first")
+        return delay
 
-    def _later(self, course: _Course, delay: float) -> None:
-        if course.call is not None and course.fruitless > FRUITLESS:
+    def _bounded(self, limit: str) -> None:
+        self.inner.client.observer.observed(BoundReached(limit, self.inner.client.server))
+
+    def _later(self, course: Course, delay: float) -> None:
+        if course.call is None:
+            if course is not self._general:
+                return
+        elif course.fruitless > self.inner.client.limits.max_resumptions:
+            self._bounded("max_resumptions")
+            self._unknown(course)
+            return
+        elif not self._resumes(course):
             self._unknown(course)
             return
         course.rest()
         course.timer = self.inner.client.clock.callLater(delay, self._listen, course)
 
-    def _listen(self, course: _Course) -> None:
+    def _listen(self, course: Course) -> None:
         course.timer = None
-        course.opening = self.inner.listen(course, course.last, course.context)
+        opening = self.inner.listen(course, course.last, self._newest or course.context)
         if course.held:
             self.inner.hold(course)
-        course.opening.addCallbacks(
+        opening.addCallbacks(
             self._opened, self._notOpened, callbackArgs=(course,), errbackArgs=(course,)
         )
-        course.opening.addErrback(lambda failure: self._log.failure("while listening", failure))
+        opening.addErrback(lambda failure: self._log.failure("while listening", failure))
 
-    def _opened(self, _: None, course: _Course) -> None:
-        course.opening = None
+    def _opened(self, _: None, course: Course) -> None:
+        course.opened(self.inner.client.clock.seconds())
 
-    def _notOpened(self, failure: Failure, course: _Course) -> None:
-        course.opening = None
-        if self._over or (course is not self._general and course.call not in self._calls):
+    def _notOpened(self, failure: Failure, course: Course) -> None:
+        if self.inner.closing or not self._isOurs(course):
             return
         error = failure.value
-        status = error.status if isinstance(error, ListenRefused) else 0
+        status = error.status if isinstance(error, ListenRefused) and error.asked else 0
+        refused = 0 < status < 500 and status not in _OUTAGES
+        if isinstance(error, LinkFailed):
+            refused = error.reason is Reason.BAD_ANSWER
         if status == 404 and not self.sessionless:
-            self._gone = True
-        if status and status < 500 and status not in (408, 429):
             if course.call is not None:
                 self._unknown(course)
+            self._loseSession()
             self._end()
-            return
-        course.fruitless += 1
-        self._later(course, self._spaced(course.fruitless))
+        elif status == 405:
+            if course.call is not None:
+                self._unknown(course)
+        else:
+            limits = self.inner.client.limits
+            if refused and course.call is None and status not in _CREDENTIALS:
+                course.refused(limits.max_resumptions)
+            course.fruitless += 1
+            self._later(course, self._backOff(course.fruitless, refused=refused))
 
-    def _unknown(self, course: _Course) -> None:
+    def _isOurs(self, course: Course) -> bool:
+        """Whether anybody still waits for a course."""
+        return course is self._general or self._calls.get(course.call) is course
+
+    def _unknown(self, course: Course) -> None:
         self._leave(course)
         self.listener.settled(course.call, UNKNOWN)
         self._end()
 
-    def _leave(self, course: _Course) -> None:
+    def _leave(self, course: Course) -> None:
         """A call is over: nothing of it is waited for."""
         course.rest()
-        self._calls.pop(course.call, None)
-        self._ids.pop(course.id, None)
+        if self._calls.get(course.call) is course:
+            del self._calls[course.call]
+        if self._ids.get(course.id) is course:
+            del self._ids[course.id]
         self.inner.cancel(course)
+
+    # The end.
+
+    def _loseSession(self) -> None:
+        """The server lost the session: open no stream any more."""
+        self._lost = True
+        general, self._general = self._general, None
+        if general is not None:
+            general.rest()
+            self.inner.cancel(general)
+        for course in list(self._calls.values()):
+            if course.timer is not None and not self._over:
+                self._unknown(course)
+
+    def _isEnding(self) -> bool:
+        return self._lost and not (self._told or self._calls or self._over)
+
+    def _turned(self) -> None:
+        self._turn = None
+        self._end()
 
     def _end(self) -> None:
         """End the link of a session that is lost, once no call runs on it."""
-        if self._gone and not self._calls and not self._over:
+        if self._isEnding():
             self._stop()
             self.inner.close()
             self.listener.lost(Reason.SERVER_EXITED, "the server lost its session")

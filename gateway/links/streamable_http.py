@@ -141,7 +141,7 @@ class StreamableHTTPLink:
         no server can have given.
         """
         if lastEventID is not None and not isFieldValue(lastEventID):
-            return fail(ListenRefused(405))
+            return fail(ListenRefused(405, asked=False))
         opened: Deferred[None] = Deferred(lambda _: stream.abort())
 
         def decided(how: int | Fault | None) -> None:
@@ -164,7 +164,7 @@ class StreamableHTTPLink:
             self._context = context
             outgoing = self.client.stream(self.headers(headers, context), stream)
             if not self._opened(stream, outgoing):
-                opened.errback(ListenRefused(405))
+                opened.errback(ListenRefused(405, asked=False))
         return opened
 
     def cancel(self, call: object) -> None:

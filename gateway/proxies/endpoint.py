@@ -202,9 +202,6 @@ class StreamableEndpoint:
         channel.owner = _Gets(self, relay)
         channel.owner.connect(exchange, channel)
 
-    def getClosed(self, relay: Relay, channel: Channel) -> None:
-        """A stream of `openGet` ended."""
-
     def _delete(self, admitted: Admitted, session: Session) -> None:
         ended = self.shared.registry.end(session, "deleted")
         ended.addCallback(lambda _: admitted.exchange.answer(204, ()))
@@ -237,7 +234,6 @@ class _Gets:
                 relay.detach(channel)
             relay.readerClosed(stream)
             session.streamClosed(shared.clock.seconds())
-            endpoint.getClosed(relay, channel)
 
         stream = openStream(exchange, shared, endpoint.server.name, closed, watch=relay)
         if after is None:

@@ -136,50 +136,50 @@ class TransparentProxy(StreamableProxy):
 
         def left() -> None:
             gone.append(True)
-            self.getClosed(relay, feed)
+            relay.detach(feed)
 
         exchange.onGone = left
-        link = await self._listen(admitted, relay, feed)
+        opened = await self._listen(admitted, relay, feed)
         exchange.onGone = None
         if relay.session.ended:
             self.ladder.refuse(exchange, refusals.sessionNotFound(), "session")
-        elif link is None:
+        elif not opened:
             refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
             self.ladder.refuse(exchange, refusal, "link")
         elif not gone:
             self.openGet(exchange, relay, feed)
             return
-        if link is not None:
-            link.cancel(feed)
+        relay.detach(feed)
 
-    async def _listen(self, admitted: Admitted, relay: Relay, feed: Channel) -> ILink | None:
-        """Open the server's stream; a lost session of the server is made again, once."""
+    async def _listen(self, admitted: Admitted, relay: Relay, feed: Channel) -> bool:
+        """
+        Open the server's stream; a lost session of the server is made again, once.
+
+        Returns whether it is open.
+        """
         last = admitted.exchange.head.header(b"last-event-id")
         for again in (False, True):
             try:
                 link = await relay.acquire(admitted.context)
+                relay.opens(feed, link)
                 await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
-                return link
+                return True
             except ListenRefused as error:
                 if error.status != 404:
-                    return None
+                    return False
                 if again:
                     relay.over()
-                    return None
+                    return False
                 relay.abandon(link)
                 # A stream of the lost session cannot be resumed on another.
                 if last is not None:
-                    return None
+                    return False
             except SessionOver:
                 relay.over()
-                return None
+                return False
             except LinkFailed:
-                return None
-        return None
-
-    def getClosed(self, relay: Relay, channel: Channel) -> None:
-        if relay.transparent and relay.link is not None:
-            relay.link.cancel(channel)
+                return False
+        return False
 
 
 def _isSessionless(link: ILink | None) -> bool:

@@ -3,6 +3,10 @@ Keeps one link for one session: makes the handshake, and makes it again when the
 
 Any number of callers wait for one attempt (single flight). After a loss the first attempt is made
 at once; while links keep dying young, attempts are spaced by an exponential back-off with jitter.
+
+A link whose session the server forgot is retired: the next is made while calls still run on it.
+Each link has a listener of its own, which knows whom it hears, so that nothing a retired one says
+is taken for the word of the one in use.
 """
 
 from __future__ import annotations
@@ -15,18 +19,88 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.links.backoff import backOff, jittered
-from gateway.links.interfaces import Hello, ILink, ILinkListener, IServer, LinkFailed
-from gateway.observe.observer import BoundReached, IObserver, LinkLost, LinkOpened
+from gateway.links.interfaces import (
+    EventMark,
+    Hello,
+    ILink,
+    ILinkListener,
+    IServer,
+    LinkFailed,
+    Settled,
+)
+from gateway.observe.observer import (
+    BoundReached,
+    IObserver,
+    LinkLost,
+    LinkOpened,
+    MessageDropped,
+)
 from gateway.wire.context import CallContext
+from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import Reason
 
-__all__ = ["LinkKeeper"]
+__all__ = ["IKeptListener", "LinkKeeper"]
 
 _CREDENTIALS_REFUSED = (401, 403)
 """The HTTP statuses by which a server refuses who asks, not to work."""
+
+
+class IKeptListener(ILinkListener):
+    """Who hears the links of a keeper; `lost` is of the one in use, or being greeted."""
+
+    def retiredLost(link: ILink, reason: Reason, message: str) -> None:
+        """A retired link ended; what is pending on it may have run."""
+
+
+@implementer(ILinkListener)
+@define(eq=False)
+class _Hearing:
+    """
+    What hears one link, for the keeper's listener.
+
+    link: the one it hears; None until the keeper has it. failure: why it never will.
+    """
+
+    keeper: LinkKeeper
+    listener: IKeptListener
+    link: ILink | None = None
+    failure: LinkFailed | None = None
+
+    def received(
+        self, message: Message, origin: object | None, mark: EventMark | None = None
+    ) -> None:
+        if message.kind is Kind.REQUEST and self.keeper.isRetired(self.link):
+            # Its session is lost, so no answer could be delivered.
+            self.keeper.dropped("session_lost")
+        else:
+            self.listener.received(message, origin, mark)
+
+    def marked(self, origin: object | None, mark: EventMark) -> None:
+        self.listener.marked(origin, mark)
+
+    def ended(self, origin: object) -> None:
+        self.listener.ended(origin)
+
+    def accepted(self, call: object) -> None:
+        self.listener.accepted(call)
+
+    def settled(self, call: object, settled: Settled) -> None:
+        self.listener.settled(call, settled)
+
+    def drained(self) -> None:
+        self.listener.drained()
+
+    def lost(self, reason: Reason, message: str) -> None:
+        if self.link is None:
+            self.failure = LinkFailed(reason, message)
+        elif self.keeper.lost(self.link, reason):
+            self.listener.lost(reason, message)
+        else:
+            self.listener.retiredLost(self.link, reason, message)
 
 
 @define(eq=False)
@@ -34,17 +108,17 @@ class LinkKeeper:
     """
     One session's link to one server.
 
-    Life: nothing until `acquire` → a link → `lost` → nothing until the next `acquire` → … →
-    `close`. Whoever made the keeper closes it; it closes its link.
+    Life: nothing until `acquire` → a link → `lost` or `retire` → nothing until the next `acquire`
+    → … → `close`. Whoever made the keeper closes it; it closes its links.
 
     greet: awaited with each new link before anybody else gets it, whether it is a replacement,
         and the context of whoever needed it; what it raises fails the attempt and closes the link.
-    isUsed: whether answers are still awaited on a link that was retired.
+    isUsed: whether anything is still awaited on a link that was retired.
     ownStreams: what `IServer.link` is asked for.
     """
 
     server: IServer
-    listener: ILinkListener
+    listener: IKeptListener
     clock: IReactorTime
     limits: Limits
     observer: IObserver
@@ -97,8 +171,9 @@ class LinkKeeper:
         wait = self._retryAt - self.clock.seconds()
         if wait > 0:
             await deferLater(self.clock, wait)
+        hearing = _Hearing(self, self.listener)
         try:
-            link = await self.server.link(hello, self.listener, context, self.ownStreams)
+            link = await self.server.link(hello, hearing, context, self.ownStreams)
         except LinkFailed as error:
             # A server that refuses one client's credentials is well; others need not wait. Nor
             # does it help to wait where attempts fail at once for as long as they should.
@@ -110,6 +185,10 @@ class LinkKeeper:
         if self.closed:
             await link.close()
             raise LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
+        if hearing.failure is not None:
+            self._backOff()
+            raise hearing.failure
+        hearing.link = link
         again, self._opened = self._opened, True
         self._greeting, self._openedAt = link, self.clock.seconds()
         self.observer.observed(LinkOpened(self.server.name))
@@ -160,18 +239,21 @@ class LinkKeeper:
             else:
                 waiter.callback(result)
 
-    def lost(self, reason: Reason) -> None:
-        """The link is gone by itself."""
-        if self._greeting is not None:
+    def lost(self, link: ILink, reason: Reason) -> bool:
+        """A link is gone by itself. Returns whether it was the one in use, or being greeted."""
+        if link is self._greeting:
             self._greeting = None
-        elif self.link is not None:
+        elif link is self.link:
             self.link = None
         else:
-            return
+            if link in self._retired:
+                self._retired.remove(link)
+            return False
         self.observer.observed(LinkLost(self.server.name, reason.value))
         if self.clock.seconds() - self._openedAt >= self.limits.respawn_last:
             self._youngDeaths = 0
         self._backOff()
+        return True
 
     def _backOff(self) -> None:
         delay = 0.0
@@ -187,23 +269,33 @@ class LinkKeeper:
         """
         Have the next `acquire` make another link: the server forgot this one's session.
 
-        What is still answered on it may come in; it is closed when that is over, at the latest
-        with the keeper.
+        What is still answered on it may come in; `tidy` closes it when that is over, at the
+        latest the next `retire`, or the end of the keeper.
         """
+        self.tidy()
         if self.link is not None:
             self.observer.observed(LinkLost(self.server.name, Reason.SERVER_EXITED.value))
-        self._retire()
-
-    def _retire(self) -> None:
-        retired, self._retired = self._retired, []
-        if self.link is not None:
             self._retired.append(self.link)
             self.link = None
-        for link in retired:
-            if self.isUsed(link):
-                self._retired.append(link)
-            else:
-                self._closing(link)
+
+    def isRetired(self, link: ILink | None) -> bool:
+        """Whether a link was retired, and not closed yet."""
+        return link in self._retired
+
+    @property
+    def retired(self) -> bool:
+        """Whether there are links that were retired, and not closed yet."""
+        return bool(self._retired)
+
+    def tidy(self) -> None:
+        """Close the retired links that are not used any more."""
+        for link in [one for one in self._retired if not self.isUsed(one)]:
+            self._retired.remove(link)
+            self._closing(link)
+
+    def dropped(self, why: str) -> None:
+        """A message went nowhere."""
+        self.observer.observed(MessageDropped(self.server.name, why))
 
     def _closing(self, link: ILink) -> None:
         closing = link.close()
@@ -221,9 +313,11 @@ class LinkKeeper:
         self.closed = True
         if self._attempt is not None:
             self._attempt.cancel()
-        self._retire()
-        retired, self._retired = self._retired, []
-        for link in retired:
+        links, self._retired = self._retired, []
+        if self.link is not None:
+            links.append(self.link)
+            self.link = None
+        for link in links:
             self._closing(link)
         for closing in list(self._closings):
             await _outcome(closing)

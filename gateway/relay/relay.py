@@ -22,7 +22,6 @@ from gateway.links.interfaces import (
     Hello,
     IHTTPLink,
     ILink,
-    ILinkListener,
     IServer,
     Settled,
 )
@@ -43,7 +42,7 @@ from gateway.relay.effects import (
     Forward,
     OwnEnded,
 )
-from gateway.relay.keeper import LinkKeeper
+from gateway.relay.keeper import IKeptListener, LinkKeeper
 from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.repeats import Repeats
@@ -67,7 +66,7 @@ _ENDINGS = {
 """What running calls are told when the session ends, by the reason of its end."""
 
 
-@implementer(ILinkListener)
+@implementer(IKeptListener)
 @define(eq=False)
 class Relay:
     """
@@ -97,6 +96,8 @@ class Relay:
     repeats: Repeats = field(init=False)
     closing: Deferred[None] | None = field(default=None, init=False)
     _keeper: LinkKeeper = field(init=False)
+    _streams: dict[object, ILink] = field(factory=dict, init=False)
+    """Whose stream a client's is, straight through."""
     _timer: IDelayedCall | None = field(default=None, init=False)
     _judges: bool = field(init=False)
     _log: Logger = field(factory=Logger, init=False)
@@ -177,9 +178,10 @@ class Relay:
         """
         if self._lostOnExit:
             self.over()
-        elif link is self._keeper.link:
+        else:
             self._forgetRepeats(link)
-            self._keeper.retire()
+            self.forgotten(link)
+            self._tidy()
 
     def _forgetRepeats(self, link: object) -> None:
         """What was not said again on this link yet is said on the next."""
@@ -311,13 +313,22 @@ class Relay:
             return self.sender.note(message, context)
         return succeed(True) if self.sender.send(message, None, context) else None
 
+    def opens(self, stream: Target, link: ILink) -> None:
+        """A stream of the server's is opened on this link for a client's; until `detach`."""
+        self._streams[stream] = link
+        self._tidy()
+
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""
         self._do(self.router.attached(stream))
 
     def detach(self, stream: Target) -> None:
-        """It ended."""
+        """It ended, and the server's with it."""
         self.router.detached(stream)
+        link = self._streams.pop(stream, None)
+        if link is not None:
+            link.cancel(stream)
+        self._tidy()
 
     def gone(self, target: object) -> None:
         """The client no longer waits on this target; its calls go on (MCP: no cancel)."""
@@ -350,7 +361,7 @@ class Relay:
         """It reads again."""
         self.readers.drained(reader)
 
-    # ILinkListener.
+    # IKeptListener.
 
     def received(
         self, message: Message, origin: object | None, mark: EventMark | None = None
@@ -376,6 +387,7 @@ class Relay:
                 if isinstance(effect, Deliver) and effect.target is origin.target:
                     origin.numbered = True
         self._do(effects, mark)
+        self._tidy()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         if not self.transparent:
@@ -393,11 +405,15 @@ class Relay:
 
     def accepted(self, call: object) -> None:
         if isinstance(call, Note):
-            call.done()
+            self.sender.ended(call)
+            self._tidy()
 
     def settled(self, call: object, settled: Settled) -> None:
-        if self.session.ended:
-            return
+        if not self.session.ended:
+            self._settled(call, settled)
+            self._tidy()
+
+    def _settled(self, call: object, settled: Settled) -> None:
         gone = settled.status == 404 and not _isSessionless(call)
         if gone:
             self._forgetRepeats(call.via)  # type: ignore[attr-defined]
@@ -408,7 +424,7 @@ class Relay:
                 self.sender.again(call.message, call)
             else:
                 self._drop("undeliverable")
-                call.done()
+                self.sender.ended(call)
         elif isinstance(call, Call) and self.isRunning(call):
             if gone and call.target is not None:
                 self.sender.again(self.router.towardsServer(call), call)
@@ -424,17 +440,28 @@ class Relay:
         self.repeats.more()
 
     def lost(self, reason: Reason, message: str) -> None:
-        self._keeper.lost(reason)
+        link = self.readers.link
         self.readers.linked(None)
         self.repeats.forget()
+        self.sender.lost(link)
         if self.session.ended:
             return
-        self._do(self.router.linkLost(reason, message, self.clock.seconds()))
+        self._do(self.router.linkLost(reason, message, self.clock.seconds(), link))
         if self._lostOnExit:
             self.over()
 
+    def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
+        self.sender.lost(link)
+        self._do(self.router.retiredLost(link, reason, message))
+
     def _isUsed(self, link: ILink) -> bool:
-        return any(call.via is link for call in self.router.calls.values())
+        if any(call.via is link for call in self.router.calls.values()):
+            return True
+        return link in self._streams.values() or self.sender.isUsed(link)
+
+    def _tidy(self) -> None:
+        if self._keeper.retired:
+            self._keeper.tidy()
 
     # The sender's outcome.
 
@@ -443,6 +470,11 @@ class Relay:
 
     def isRunning(self, call: Call) -> bool:
         return call.upstream in self.router.calls
+
+    def forgotten(self, link: ILink | None) -> None:
+        if link is not None and link is self._keeper.link:
+            self._keeper.retire()
+            self._do(self.router.forgotten(self.clock.seconds()))
 
     def over(self) -> None:
         """The session is lost: its clients get the one 404."""
@@ -515,6 +547,7 @@ class Relay:
     def _due(self) -> None:
         self._timer = None
         self._do(self.router.expired(self.clock.seconds()))
+        self._tidy()
 
     # The end.
 

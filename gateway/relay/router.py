@@ -411,17 +411,27 @@ class Router:
             return [Answer(call, body.withID(call.id))]
         return self._failed(call, reason, message)
 
-    def linkLost(self, reason: Reason, message: str, now: float) -> list[Effect]:
-        """The link is gone: what was pending fails at once, the server's requests are void."""
-        calls = list(self.calls.values())
-        self.calls.clear()
+    def linkLost(
+        self, reason: Reason, message: str, now: float, link: object = None
+    ) -> list[Effect]:
+        """
+        The link is gone: what was pending on it, or waited for it, fails at once, and the
+        server's requests are void. What runs on another goes on.
+        """
+        calls = [call for call in self.calls.values() if call.via is None or call.via is link]
+        return self._failAll(calls, reason, message) + self.forgotten(now)
+
+    def retiredLost(self, link: object, reason: Reason, message: str) -> list[Effect]:
+        """A link of a lost session is gone: what was pending on it fails."""
+        calls = [call for call in self.calls.values() if call.via is link]
+        return self._failAll(calls, reason, message)
+
+    def forgotten(self, now: float) -> list[Effect]:
+        """The server lost its session, and with it whoever asked: its requests are void."""
         effects: list[Effect] = []
-        for call in calls:
-            effects += self._failed(call, reason, message)
         for ours in self._questions.all():
-            effects += self._void(
-                ours, notification("notifications/cancelled", requestId=ours), now
-            )
+            cancelled = notification("notifications/cancelled", requestId=ours)
+            effects += self._void(ours, cancelled, now)
         return effects
 
     def withdrawn(self) -> list[Call]:
@@ -429,6 +439,13 @@ class Router:
         calls = list(self.calls.values())
         self.calls.clear()
         return calls
+
+    def _failAll(self, calls: list[Call], reason: Reason, message: str) -> list[Effect]:
+        effects: list[Effect] = []
+        for call in calls:
+            del self.calls[call.upstream]
+            effects += self._failed(call, reason, message)
+        return effects
 
     def _failed(self, call: Call, reason: Reason, message: str) -> list[Effect]:
         if call.target is None:

@@ -57,6 +57,9 @@ class _Outcome(Protocol):
     def isRunning(self, call: Call) -> bool:
         """Whether anybody still waits for a call."""
 
+    def forgotten(self, link: ILink | None) -> None:
+        """The server forgot the session of this link."""
+
     def over(self) -> None:
         """The session is lost."""
 
@@ -84,6 +87,8 @@ class Sender:
     )
     _held: int = field(default=0, init=False)
     _followed: set[Note] = field(factory=set, init=False)
+    _notes: set[Note] = field(factory=set, init=False)
+    """Those whose end is not known, though nobody may wait for it any more."""
     _log: Logger = field(factory=Logger, init=False)
 
     def send(self, message: Message, call: Call | Note | None, context: CallContext) -> bool:
@@ -122,9 +127,13 @@ class Sender:
             self.outcome.over()
             return
         call.replayed = True
-        if call.via is self.keeper.link:
-            self.keeper.retire()
-        self._wait(message, call, call.context)
+        via, call.via = call.via, None
+        self.outcome.forgotten(via)
+        if message.kind is Kind.RESPONSE:
+            # Whoever asked went away with its session.
+            self._undelivered(call)
+        else:
+            self._wait(message, call, call.context)
 
     def note(self, message: Message, context: CallContext) -> Deferred[bool] | None:
         """
@@ -146,6 +155,7 @@ class Sender:
             return note.taken
         timer = self.clock.callLater(self.limits.queue_wait, self._waited, note)
         self._followed.add(note)
+        self._notes.add(note)
 
         def taken(_: None) -> None:
             self._followed.discard(note)
@@ -153,6 +163,19 @@ class Sender:
                 timer.cancel()
 
         return note.taken.addCallback(taken)
+
+    def ended(self, note: Note) -> None:
+        """The server took a note, or never will."""
+        self._notes.discard(note)
+        note.done()
+
+    def lost(self, link: ILink | None) -> None:
+        """A link is gone: nothing is told of the notes on it any more."""
+        self._notes = {note for note in self._notes if note.via is not link}
+
+    def isUsed(self, link: ILink) -> bool:
+        """Whether a note is on its way on a link."""
+        return any(note.via is link for note in self._notes)
 
     def _taken(self) -> deque[tuple[Message, Call | Note | None, CallContext]]:
         outgoing, self._outgoing, self._held = self._outgoing, deque(), 0
@@ -190,10 +213,11 @@ class Sender:
     def _undelivered(self, note: Call | Note | None) -> None:
         self.observer.observed(MessageDropped(self.name, "undeliverable"))
         if isinstance(note, Note):
-            note.done()
+            self.ended(note)
 
     def forget(self) -> None:
         """The session is over: nothing waits any more."""
         self._taken()
+        self._notes.clear()
         for note in list(self._followed):
             note.done()
