@@ -261,12 +261,28 @@ async def test_two_gateways_in_one_process(live: Start) -> None:
 # HTTP upstreams.
 
 
+def unknownSession(message: str) -> bytes:
+    error = {"code": -32000, "message": message}
+    return json.dumps({"jsonrpc": "2.0", "error": error, "id": None}).encode()
+
+
 @pytest.mark.acceptance(64)
+@pytest.mark.parametrize("proxy", ["transparent", "streamable"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b""),
+        # What the examples of the TypeScript SDK say, and the servers made from them.
+        (400, unknownSession("Bad Request: No valid session ID provided")),
+        (400, unknownSession("Bad Request: Invalid session ID")),
+        (400, unknownSession("Session not found")),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_64_a_restart_upstream_is_one_initialize_and_no_lost_call(
-    live: Start, upstream: FaultyUpstream
+    live: Start, upstream: FaultyUpstream, status: int, body: bytes, proxy: str
 ) -> None:
-    gateway = await live(behind(upstream.url))
+    gateway = await live(behind(upstream.url, proxy=proxy))
     session = await gateway.session("behind")
     executed: Counter[str] = Counter()
     current = [b"upstream-session-1"]
@@ -276,7 +292,7 @@ async def test_acceptance_64_a_restart_upstream_is_one_initialize_and_no_lost_ca
             current[0] = upstream.session = b"upstream-session-2"
             return False
         if request.header(b"mcp-session-id") != current[0]:
-            request.reply(404, type=None)
+            request.reply(status, body)
             return True
         if request.rpc == "tools/call":
             executed[request.message["params"]["arguments"]["token"]] += 1

@@ -11,7 +11,8 @@ A request's POST:
  3. Another 2xx, another media type, a content coding, what is no message, an answer to nobody,
     an answer over `max_answer`: a bad answer, and the connection is cut.
  4. 3xx (where the client did not follow it), 4xx and 5xx: refused. A JSON-RPC error in the body
-    goes with it.
+    goes with it. A 400 whose error says that there is no such session is taken for the 404 that MCP
+    has for it: so do the examples of the TypeScript SDK, and many servers made from them.
 
 The POST of a notification or response: 2xx accepts it, whatever the body; the rest as in 4.
 
@@ -21,6 +22,7 @@ message is skipped and counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from attrs import define, field
@@ -29,7 +31,7 @@ from gateway.links.http_answer import Stream
 from gateway.links.http_client import Fault, ResponseHead
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
-from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members
+from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members, text
 
 __all__ = ["UNKNOWN", "CallStream", "GetStream", "NoteStream", "badAnswer"]
 
@@ -41,6 +43,12 @@ UNKNOWN = Settled(
     Outcome.MAYBE_RAN,
     Reason.OUTCOME_UNKNOWN,
     "the connection to the server was lost before it answered",
+)
+
+
+_NO_SESSION = re.compile(
+    r"\b(no valid|invalid|unknown|expired) session\b|\bsession( id)? (not found|expired|invalid)\b",
+    re.IGNORECASE,
 )
 
 
@@ -57,14 +65,22 @@ _FAULTS = {
 
 
 def _refused(status: int, body: bytes) -> Settled:
+    error = _errorIn(body)
+    if status == 400 and error is not None and _saysLost(error):
+        status = 404
     return Settled(
         # A server, or a proxy before it, may fail with a 5xx in the middle of a call.
         Outcome.REFUSED if status < 500 else Outcome.MAYBE_RAN,
         Reason.BAD_ANSWER,
         f"the server refused with HTTP status {status}",
         status,
-        _errorIn(body),
+        error,
     )
+
+
+def _saysLost(error: Message) -> bool:
+    said = text(bytes(members(error.fields["error"]).get("message", b"")))
+    return said is not None and _NO_SESSION.search(said) is not None
 
 
 def _errorIn(body: bytes) -> Message | None:
