@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from twisted.logger import globalLogPublisher
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes is the machine's affair, not a test's.
+hypothesis.settings.register_profile("gateway", deadline=None)
+hypothesis.settings.load_profile("gateway")
 
 # Helper modules of the tests import each other by name.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
