@@ -327,10 +327,11 @@ class Stack:
 
     def mount(self, name: str, server: IServer) -> None:
         """
-        Put a server behind the stack: one over HTTP gets the transparent proxy, any other the
-        streamable one, each the SSE proxy beside it.
+        Put a server behind the stack: one over HTTP gets the transparent proxy unless it is
+        configured otherwise, any other the streamable one, each the SSE proxy beside it.
         """
-        transparent = isinstance(server.settings, HTTPSettings)
+        settings = server.settings
+        transparent = isinstance(settings, HTTPSettings) and settings.proxy == "transparent"
         proxy = TransparentProxy if transparent else StreamableProxy
         self.mounts[name] = Mount(
             proxy(server, self.shared, self.ladder), SSEProxy(server, self.shared, self.ladder)

@@ -139,6 +139,20 @@ def test_a_client_with_a_stream_of_the_servers_keeps_a_retired_link() -> None:
     bench.end()
 
 
+@pytest.mark.parametrize("retired", [False, True])
+def test_who_told_something_on_a_link_that_is_lost_waits_no_longer(retired: bool) -> None:
+    bench, first = http()
+    first.accept(first.sent[0])
+    told = bench.tell(notify("notifications/roots/list_changed"))
+    if retired:
+        bench.ask(1)
+        first.settle(first.last("tools/call"), status=404)
+    first.lose()
+    assert told == [True]
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "undeliverable")]
+    bench.end()
+
+
 # What the server asked belongs to the session it lost.
 
 

@@ -443,16 +443,16 @@ class Relay:
         link = self.readers.link
         self.readers.linked(None)
         self.repeats.forget()
-        self.sender.lost(link)
         if self.session.ended:
             return
         self._do(self.router.linkLost(reason, message, self.clock.seconds(), link))
+        self.sender.lost(link)
         if self._lostOnExit:
             self.over()
 
     def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
-        self.sender.lost(link)
         self._do(self.router.retiredLost(link, reason, message))
+        self.sender.lost(link)
 
     def _isUsed(self, link: ILink) -> bool:
         if any(call.via is link for call in self.router.calls.values()):

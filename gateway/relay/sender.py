@@ -170,8 +170,9 @@ class Sender:
         note.done()
 
     def lost(self, link: ILink | None) -> None:
-        """A link is gone: nothing is told of the notes on it any more."""
-        self._notes = {note for note in self._notes if note.via is not link}
+        """A link is gone: nobody knows whether the notes on it were taken."""
+        for note in [note for note in self._notes if note.via is not None and note.via is link]:
+            self._undelivered(note)
 
     def isUsed(self, link: ILink) -> bool:
         """Whether a note is on its way on a link."""
