@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
 from link_support import Observed, Session, hello, message
@@ -136,6 +137,7 @@ async def test_a_server_that_fails_is_asked_again_ever_more_seldom(bench: Bench)
     assert waited[0] < waited[1] < waited[2] < 3
 
 
+@pytest.mark.acceptance(70)
 @pytest_twisted.ensureDeferred
 async def test_a_call_whose_stream_is_cut_or_closed_is_resumed_not_repeated(bench: Bench) -> None:
     """SEP-1699: also a server that closes the stream on purpose, again and again."""

@@ -25,8 +25,8 @@ from collections.abc import Callable
 
 from attrs import define, field
 
+from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
-from gateway.links.http_client import Fault, ResponseHead
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
 from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members
@@ -53,6 +53,9 @@ _FAULTS = {
     Fault.UNSENT: UNREACHABLE,
     Fault.CUT: UNKNOWN,
     Fault.BAD: badAnswer("the server did not answer in HTTP"),
+    Fault.STALLED: Settled(
+        Outcome.MAYBE_RAN, Reason.TIMEOUT, "the server fell silent in the middle of its answer"
+    ),
 }
 
 
@@ -133,6 +136,11 @@ class CallStream(_Post):
                 return
             if head.mediaType == b"application/json":
                 self.collect(self.around.limits.max_answer)
+                if (head.length or 0) > self.around.limits.max_answer:
+                    self.tooLarge()
+                elif self.outgoing is not None:
+                    # Unlike an event stream, nothing but the network holds it up now.
+                    self.outgoing.bodyWait = self.around.limits.upstream_idle
                 return
         self._cut(settled or badAnswer("the server's answer is neither JSON nor events"))
 
