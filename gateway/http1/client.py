@@ -11,10 +11,8 @@ body that can be paused, refused and cut.
  4. Whether a request can have reached the server is told (`Fault`). A kept connection that turns
     out to be closed before anything was sent costs the request nothing: it takes another. Once
     something was sent, nothing is sent again.
- 5. Three lanes, so that none starves the rest: requests that may take long, what a server only has
-    to accept (`tell`: their answers may be waiting for it), and streams. Each has a bound on what
-    is on its way. What is above it waits in a queue, first come first served, which is bounded
-    in number and bytes, or is not taken; streams do not wait.
+ 5. Three lanes (`gateway.http1.lanes`): requests that may take long, what a server only has to
+    accept (`tell`: a running request may be waiting for it), and streams, which do not wait.
  6. No retries but of connects (`Pool`), no cookies, no content coding.
  7. Silence has a bound (`upstream_first_byte`, `upstream_idle`) where the asker has no deadline of
     its own: requests have one, which progress extends, until their answer turns out to be a plain
@@ -28,13 +26,14 @@ from typing import Any, Protocol
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.client import URI
 from twisted.web.iweb import IPolicyForHTTPS
 
 from gateway.guard.limits import Limits
 from gateway.http1.connection import Connection, Fault
+from gateway.http1.lanes import Lane, Queue
 from gateway.http1.pool import Attempt, Pool, SystemTrust
 from gateway.http1.responses import ResponseHead
 from gateway.http1.urls import Target, sameOrigin
@@ -75,14 +74,14 @@ class Outgoing:
     """
 
     _client: HTTPClient
-    _lane: _Lane
+    _lane: Lane
     _method: bytes
     _target: Target
     _fields: bytes
     _body: bytes | None
     _receiver: Receiver | None
-    headWait: float | None
-    bodyWait: float | None
+    headWait: float | None = field(default=None, init=False)
+    bodyWait: float | None = field(default=None, init=False)
     paused: bool = field(default=False, init=False)
     _connection: Connection | None = field(default=None, init=False)
     _attempt: Attempt | None = field(default=None, init=False)
@@ -152,7 +151,7 @@ class Outgoing:
             connection.abort()
         if attempt is not None:
             attempt.cancel()
-        self._lane.left(self)
+        self._lane.leave(self)
 
     # What the connection says. It says nothing more after `abort`.
 
@@ -191,44 +190,16 @@ class Outgoing:
     def ended(self) -> None:
         """See Asking."""
         receiver, self._receiver, self._connection = self._receiver, None, None
-        self._lane.left(self)
+        self._lane.leave(self)
         if receiver is not None:
             receiver.bodyEnded()
 
     def failed(self, fault: Fault) -> None:
         """See Asking."""
         receiver, self._receiver, self._connection = self._receiver, None, None
-        self._lane.left(self)
+        self._lane.leave(self)
         if receiver is not None:
             receiver.failed(fault)
-
-
-@define(eq=False, repr=False)
-class _Lane:
-    """Requests of one kind: those on their way, at most `bound`, and those that wait."""
-
-    _client: HTTPClient
-    bound: int
-    running: set[Outgoing] = field(factory=set, init=False)
-    waiting: dict[Outgoing, None] = field(factory=dict, init=False)
-
-    @property
-    def full(self) -> bool:
-        return len(self.running) >= self.bound
-
-    def left(self, outgoing: Outgoing) -> None:
-        """A request is no longer on its way, nor waits."""
-        if outgoing in self.running:
-            self.running.discard(outgoing)
-            if self.waiting and len(self.running) < self.bound:
-                following = next(iter(self.waiting))
-                del self.waiting[following]
-                self._client.unqueued(following)
-                self.running.add(following)
-                following.start()
-        elif outgoing in self.waiting:
-            del self.waiting[outgoing]
-            self._client.unqueued(outgoing)
 
 
 @define(eq=False, repr=False)
@@ -240,7 +211,6 @@ class HTTPClient:
     policy: whom to trust over TLS; the system's authorities by default.
     pool: its connections.
     reached: whether the last attempt to connect came about; None before the first.
-    onRoom: called when there is room again after a request was not taken; set by the server.
     """
 
     uri: URI
@@ -253,27 +223,29 @@ class HTTPClient:
     pool: Pool = field(init=False)
     target: Target = field(init=False)
     reached: bool | None = field(default=None, init=False)
-    onRoom: Callable[[], None] | None = field(default=None, init=False)
-    _calls: _Lane = field(init=False)
-    _notes: _Lane = field(init=False)
-    _streams: _Lane = field(init=False)
-    _queued: int = field(default=0, init=False)
-    _queuedBytes: int = field(default=0, init=False)
-    _full: bool = field(default=False, init=False)
-    _soon: IDelayedCall | None = field(default=None, init=False)
+    _queue: Queue = field(init=False)
+    _calls: Lane = field(init=False)
+    _notes: Lane = field(init=False)
+    _streams: Lane = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.limits
+        limits, bounded = self.limits, self._bounded
         self.target = Target.of(self.uri)
-        self.pool = Pool(self.uri, limits, self.reactor, self.clock, self._bounded, self.policy)
-        self._calls = _Lane(self, limits.max_upstream_connections)
-        self._notes = _Lane(self, max(1, limits.max_upstream_connections // 4))
-        self._streams = _Lane(self, limits.max_upstream_streams)
+        self.pool = Pool(self.uri, limits, self.reactor, self.clock, bounded, self.policy)
+        self._queue = queue = Queue(limits, self.clock, bounded)
+        most, name = limits.max_upstream_connections, "max_upstream_connections"
+        self._calls = Lane(most, name, bounded, queue)
+        self._notes = Lane(max(1, most // 4), name, bounded, queue)
+        self._streams = Lane(limits.max_upstream_streams, "max_upstream_streams", bounded)
 
     @property
     def url(self) -> bytes:
         """The configured URL."""
         return self.target.url
+
+    def whenRoom(self, then: Callable[[], None]) -> None:
+        """Have something called whenever there is room again after a request was not taken."""
+        self._queue.onRoom = then
 
     def request(
         self,
@@ -291,7 +263,10 @@ class HTTPClient:
         target: where to, at the same origin; the configured URL without.
         Returns: the request, or None at the bound; nothing was taken then.
         """
-        return self._send(self._calls, method, fields, body, receiver, target)
+        outgoing = Outgoing(
+            self, self._calls, method, target or self.target, fields, body, receiver
+        )
+        return outgoing if self._calls.enter(outgoing) else None
 
     def tell(
         self,
@@ -307,7 +282,10 @@ class HTTPClient:
 
         beyondBound: send it also at the bound; for what releases something at the server.
         """
-        return self._send(self._notes, method, fields, body, receiver, target, beyondBound)
+        outgoing = Outgoing(
+            self, self._notes, method, target or self.target, fields, body, receiver
+        )
+        return outgoing if self._notes.enter(outgoing, beyondBound) else None
 
     def stream(self, fields: bytes, receiver: Receiver) -> Outgoing | None:
         """
@@ -315,76 +293,13 @@ class HTTPClient:
 
         Returns: the request, or None at the bound on streams.
         """
-        if self._streams.full:
-            self._bounded("max_upstream_streams")
-            return None
-        limits = self.limits
-        outgoing = Outgoing(
-            self,
-            self._streams,
-            b"GET",
-            self.target,
-            fields,
-            None,
-            receiver,
-            limits.upstream_first_byte,
-            limits.upstream_idle,
-        )
-        self._streams.running.add(outgoing)
-        outgoing.start()
-        return outgoing
-
-    def _send(
-        self,
-        lane: _Lane,
-        method: bytes,
-        fields: bytes,
-        body: bytes | None,
-        receiver: Receiver,
-        target: Target | None,
-        beyondBound: bool = False,
-    ) -> Outgoing | None:
-        outgoing = Outgoing(
-            self, lane, method, target or self.target, fields, body, receiver, None, None
-        )
-        if len(lane.running) < lane.bound or beyondBound:
-            lane.running.add(outgoing)
-            outgoing.start()
-            return outgoing
-        self._bounded("max_upstream_connections")
-        if not self._hasRoom(outgoing.size):
-            self._full = True
-            return None
-        lane.waiting[outgoing] = None
-        self._queued += 1
-        self._queuedBytes += outgoing.size
-        return outgoing
-
-    def _hasRoom(self, size: int) -> bool:
-        limits = self.limits
-        if self._queued >= limits.max_upstream_queue:
-            self._bounded("max_upstream_queue")
-        elif self._queuedBytes + size > limits.max_upstream_queue_bytes:
-            self._bounded("max_upstream_queue_bytes")
-        else:
-            return True
-        return False
-
-    def unqueued(self, outgoing: Outgoing) -> None:
-        """A request waits no more."""
-        self._queued -= 1
-        self._queuedBytes -= outgoing.size
-        if self._full:
-            self._full = False
-            self._soon = self.clock.callLater(0, self._room)
+        outgoing = Outgoing(self, self._streams, b"GET", self.target, fields, None, receiver)
+        outgoing.headWait = self.limits.upstream_first_byte
+        outgoing.bodyWait = self.limits.upstream_idle
+        return outgoing if self._streams.enter(outgoing) else None
 
     def _bounded(self, limit: str) -> None:
         self.observer.observed(BoundReached(limit, self.server))
-
-    def _room(self) -> None:
-        self._soon = None
-        if self.onRoom is not None:
-            self.onRoom()
 
     def close(self) -> Deferred[None]:
         """
@@ -392,12 +307,8 @@ class HTTPClient:
 
         Fires when no connection is left.
         """
-        self._full = False
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
         for lane in (self._calls, self._notes, self._streams):
-            # Those that wait first, or they would be next.
-            for outgoing in [*lane.waiting, *lane.running]:
+            for outgoing in lane.all():
                 outgoing.abort()
+        self._queue.stop()
         return self.pool.close()

@@ -131,10 +131,11 @@ class CallStream(_Post):
             return
         settled = self.onAccepted(head) if self.onAccepted is not None else None
         if settled is None and head.status == 200 and not head.encoded:
-            if head.mediaType == b"text/event-stream":
+            media = head.mediaType
+            if media == b"text/event-stream":
                 self.parse()
                 return
-            if head.mediaType == b"application/json":
+            if media == b"application/json":
                 self.collect(self.around.limits.max_answer)
                 if (head.length or 0) > self.around.limits.max_answer:
                     self.tooLarge()
@@ -193,10 +194,13 @@ class CallStream(_Post):
         except (NotJSON, NotAMessage):
             self.settle(badAnswer("the server's answer is no JSON-RPC message"))
             return
-        batch = [decoded] if isinstance(decoded, Message) else decoded
-        messages = [one for one in batch if isinstance(one, Message)]
-        # In a batch the answer may stand first; the others still belong to this call.
-        for one in sorted(messages, key=lambda one: one.id == self.id and one.method == ""):
+        if isinstance(decoded, Message):
+            messages = [decoded]
+        else:
+            # The answer may stand first; the others still belong to this call.
+            messages = [one for one in decoded if isinstance(one, Message)]
+            messages.sort(key=lambda one: one.id == self.id and one.method == "")
+        for one in messages:
             if not self.told:
                 self.messageReceived(one, None)
         self.settle(badAnswer("the server's answer is not for this request"))

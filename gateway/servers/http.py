@@ -95,7 +95,7 @@ class HTTPServer:
             self.observer,
             self.policy,
         )
-        self._client.onRoom = self._roomAgain
+        self._client.whenRoom(self._roomAgain)
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
