@@ -517,6 +517,7 @@ async def test_aPausedBodyIsNotRead(bench: Bench) -> None:
     outgoing.resume()
     await bench.until(lambda: len(answer.body) == sent)
     # Silence of ours is none of the server's.
+    outgoing.bodyWait = bench.limits.upstream_idle
     outgoing.pause()
     bench.pass_(1000)
     assert answer.ends == []
