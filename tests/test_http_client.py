@@ -645,6 +645,7 @@ async def test_closingLeavesNothing(bench: Bench) -> None:
 # Silence.
 
 
+@pytest.mark.acceptance(71)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_71_aStreamWhoseHeadDoesNotCome(bench: Bench) -> None:
     answer = Answer()
@@ -659,6 +660,7 @@ async def test_acceptance_71_aStreamWhoseHeadDoesNotCome(bench: Bench) -> None:
     await bench.isClosed(peer)
 
 
+@pytest.mark.acceptance(71)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_71_aStreamThatFallsSilent(bench: Bench) -> None:
     answer = Answer()
