@@ -10,6 +10,7 @@ import pytest_twisted
 from faulty_upstream import FaultyUpstream, Received
 from link_support import Observed, Session, hello
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from zope.interface.verify import verifyObject
 
@@ -257,6 +258,33 @@ async def test_the_stream_is_the_session(bench: Bench, how: str) -> None:
     await bench.until(lambda: bool(bench.session.losses))
     assert bench.session.losses == [Reason.SERVER_EXITED]
     assert bench.session.ends == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_may_be_silent_for_as_long_as_it_is_open(bench: Bench) -> None:
+    """It is the session, and cannot be had again."""
+    await bench.link()
+    for _ in range(1000):
+        bench.clock.advance(10)
+    bench.upstream.says({"jsonrpc": "2.0", "method": "x"})
+    await bench.until(lambda: bench.session.heard)
+    assert bench.session.losses == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_whose_head_does_not_come() -> None:
+    bench = Bench(upstream_first_byte=5)
+    bench.upstream.opens = lambda request: True
+    linking = Deferred.fromCoroutine(bench.fails())
+    await bench.until(lambda: bench.upstream.requests)
+    for _ in range(14):
+        bench.clock.advance(0.5)
+    failed = await linking
+    assert failed.reason is Reason.TIMEOUT
+    assert BoundReached("upstream_first_byte", "up") in bench.seen.events
+    await bench.server.drain()
+    await bench.upstream.close()
+    assert not bench.clock.getDelayedCalls()
 
 
 @pytest_twisted.ensureDeferred

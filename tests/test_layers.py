@@ -20,6 +20,7 @@ MODULES = {
 ROOMS = [
     {"wire"},
     {"observe", "guard"},
+    {"http1"},
     {"sessions"},
     {"links"},
     {"servers"},

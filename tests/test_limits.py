@@ -59,12 +59,19 @@ REACHED = {
     "max_stderr_rate": "test_stdio_link.test_acceptance_56_stderr_is_drained_and_bounded",
     "max_upstream_head": "test_limits.test_acceptance_72_anUpstreamsHead",
     "max_upstream_connections": "test_streamable_http_link."
-    "test_at_the_bound_on_connections_nothing_is_taken",
+    "test_at_the_bound_on_connections_a_call_waits_for_its_turn",
+    "max_upstream_queue": "test_streamable_http_link.test_when_the_queue_is_full_nothing_is_taken",
+    "max_upstream_queue_bytes": "test_streamable_http_link."
+    "test_when_the_queue_is_full_nothing_is_taken",
     "max_upstream_streams": "test_streamable_http_link."
     "test_streams_that_are_open_take_no_room_from_calls",
     "max_resumptions": "test_resuming_link."
     "test_a_resumption_that_is_refused_is_tried_again_only_so_often",
     "connect_timeout": "test_streamable_http_link.test_a_connect_that_takes_too_long",
+    "upstream_first_byte": "test_http_client.test_acceptance_71_aStreamWhoseHeadDoesNotCome",
+    "upstream_idle": "test_http_client.test_acceptance_71_aStreamThatFallsSilent",
+    "upstream_half_open": "test_http_client.test_acceptance_71_aPeerThatIsGoneIsNoticedByTheSystem",
+    "upstream_keep_alive": "test_http_client.test_anIdleConnectionIsKeptForAWhile",
     "eof_wait": "test_stdio_link.test_acceptance_58_stubborn_with_grandchildren",
     "term_wait": "test_stdio_link.test_acceptance_58_stubborn_with_grandchildren",
     "respawn_first": "test_limits.test_acceptance_48_whatDiesYoungIsMadeAgainMoreAndMoreRarely",
@@ -102,6 +109,8 @@ WITHOUT_EVENT = {
     "circuit_young": "a measure of circuit_failures, whose event tells",
     "circuit_first": "an interval: CircuitOpened tells it",
     "circuit_last": "an interval: CircuitOpened tells it",
+    "upstream_half_open": "kept by the operating system, which does not say why a connection broke",
+    "upstream_keep_alive": "an interval: nobody waits for an idle connection",
 }
 """Fields that need no event, and why."""
 

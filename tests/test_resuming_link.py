@@ -213,6 +213,7 @@ async def test_a_server_that_fails_is_asked_again_ever_more_seldom(bench: Bench)
     assert waited[0] < waited[1] < waited[2] < 3
 
 
+@pytest.mark.acceptance(70)
 @pytest_twisted.ensureDeferred
 async def test_a_call_whose_stream_is_cut_or_closed_is_resumed_not_repeated(bench: Bench) -> None:
     """SEP-1699: also a server that closes the stream on purpose, again and again."""

@@ -22,13 +22,13 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.web.client import BrowserLikePolicyForHTTPS
-from twisted.web.iweb import IAgent
+from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from gateway.guard.limits import Limits
+from gateway.http1.pool import BEAT, SystemTrust
 from gateway.links.http_answer import LINGER
-from gateway.links.http_connections import CACHED_FOR, Connections
 from gateway.links.interfaces import (
     EventMark,
     Health,
@@ -42,7 +42,6 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
-from gateway.links.urls import parseURL
 from gateway.observe.observer import BoundReached, Event, IObserver, MessageDropped, NoiseSkipped
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings
@@ -110,7 +109,7 @@ class Bench:
     observer: Observer = field(factory=Observer)
     clock: Clock = field(factory=Clock)
     limits: Limits = field(factory=Limits)
-    agent: IAgent | None = None
+    policy: IPolicyForHTTPS = field(factory=SystemTrust)
     settings: HTTPSettings = field(init=False)
     _server: HTTPServer | None = None
 
@@ -122,7 +121,7 @@ class Bench:
     def server(self) -> HTTPServer:
         if self._server is None:
             self._server = HTTPServer(
-                self.settings, self.limits, reactor, self.clock, self.observer, self.agent
+                self.settings, self.limits, reactor, self.clock, self.observer, self.policy
             )
         return self._server
 
@@ -144,6 +143,12 @@ class Bench:
         )
         assert link.send(call(id), "a call", CONTEXT)
         return await self.listener.heard()
+
+    def pass_(self, seconds: float) -> None:
+        """Time passes, and the connections are looked at as often as they should be."""
+        until = self.clock.seconds() + seconds
+        while self.clock.seconds() < until:
+            self.clock.advance(min(BEAT, until - self.clock.seconds()))
 
     async def close(self) -> None:
         if self._server is not None:
@@ -479,14 +484,7 @@ async def test_calls_over_tls(bench: Bench) -> None:
     await bench.upstream.stopListening()
     bench.upstream.start(reactor, trusted.options())
     bench.settings = evolve(bench.settings, url=bench.upstream.url)
-    connections = Connections(
-        parseURL(bench.upstream.url),
-        bench.limits,
-        reactor,
-        bench.clock,
-        BrowserLikePolicyForHTTPS(trustRoot=trusted),
-    )
-    bench.agent = connections.agent
+    bench.policy = BrowserLikePolicyForHTTPS(trustRoot=trusted)
     heard = await bench.outcome(lambda r: r.result({"ok": True}))
     assert heard[0] == "received"
     link = next(iter(bench.server._links))
@@ -506,7 +504,6 @@ async def test_calls_over_tls(bench: Bench) -> None:
     await lost
     assert bench.upstream.opened == 2
     await link.close()
-    await connections.close()
 
 
 # Calls.
@@ -549,7 +546,9 @@ async def test_connections_are_used_again_and_not_kept_for_long(bench: Bench) ->
         assert (await bench.listener.heard())[2] == turn
     assert bench.upstream.opened == 1
     lost = bench.upstream.connections[0].lost
-    bench.clock.advance(CACHED_FOR)
+    bench.pass_(2.4)
+    assert bench.upstream.connections
+    bench.pass_(2 * BEAT)
     await lost
     link.send(call(), "c", CONTEXT)
     assert (await bench.listener.heard())[2] == "c"
@@ -762,7 +761,7 @@ async def test_nothing_was_sent_to_a_server_that_went_away(bench: Bench) -> None
     link = await bench.link()
     await bench.upstream.stopListening()
     lost = bench.upstream.connections[0].lost
-    bench.clock.advance(CACHED_FOR)
+    bench.pass_(bench.limits.upstream_keep_alive + 2 * BEAT)
     await lost
     link.send(call(), "c", CONTEXT)
     settled = (await bench.listener.heard())[2]
@@ -1181,20 +1180,46 @@ async def test_a_listener_may_cancel_in_the_middle_of_a_chunk(bench: Bench) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_at_the_bound_on_connections_nothing_is_taken(bench: Bench) -> None:
+async def test_at_the_bound_on_connections_a_call_waits_for_its_turn(bench: Bench) -> None:
     bench.limits = Limits(max_upstream_connections=1)
+    link = await bench.link()
+    bench.upstream.script = lambda r: r.rpc == "tools/call"
+    for id in ("7", "8", "9"):
+        assert link.send(call(id), id, CONTEXT)
+    assert bench.observer.events.count(BoundReached("max_upstream_connections", "up")) == 2
+    link.cancel("8")
+    request = await bench.upstream.next()
+    # What a call may be waiting for does not wait behind it.
+    assert link.send(note(), "n", CONTEXT)
+    assert await bench.listener.heard() == ("accepted", "n")
+    assert [r.rpc for r in bench.upstream.requests].count("tools/call") == 1
+    request.result({})
+    assert (await bench.listener.heard())[2] == "7"
+    while (request := await bench.upstream.next()).rpc != "tools/call":
+        pass
+    assert request.message["id"] == 9
+    request.result({})
+    assert (await bench.listener.heard())[2] == "9"
+
+
+@pytest.mark.parametrize("bound", ["max_upstream_queue", "max_upstream_queue_bytes"])
+@pytest_twisted.ensureDeferred
+async def test_when_the_queue_is_full_nothing_is_taken(bench: Bench, bound: str) -> None:
+    value = {"max_upstream_queue": 1, "max_upstream_queue_bytes": 100}[bound]
+    bench.limits = Limits(max_upstream_connections=1, **{bound: value})
     link = await bench.link()
     bench.upstream.script = lambda r: r.rpc == "tools/call" and r.message["id"] == 7
     assert link.send(call(), "first", CONTEXT)
-    assert not link.send(call("8"), "second", CONTEXT)
+    assert link.send(call("8"), "second", CONTEXT)
+    assert not link.send(call("9"), "third", CONTEXT)
     assert (await bench.refused()).reason is Reason.OVERLOADED
-    assert bench.observer.events.count(BoundReached("max_upstream_connections", "up")) == 2
+    assert bench.observer.events.count(BoundReached(bound, "up")) == 2
     (await bench.upstream.next()).result({})
     assert (await bench.listener.heard())[2] == "first"
     bench.clock.advance(0)
-    assert await bench.listener.heard() == ("drained",)
-    assert link.send(call("8"), "second", CONTEXT)
-    assert (await bench.listener.heard())[2] == "second"
+    assert {(await bench.listener.heard())[0] for _ in range(2)} == {"received", "drained"}
+    assert link.send(call("9"), "third", CONTEXT)
+    assert (await bench.listener.heard())[2] == "third"
 
 
 @pytest_twisted.ensureDeferred

@@ -103,7 +103,15 @@ class Limits:
     )
     max_upstream_head: int = _bound(64 * 1024, "bytes", "`bad_answer`, the connection is dropped")
     max_upstream_connections: int = _bound(
-        256, "connections per HTTP server, beside its streams", "`overloaded` for the call"
+        256,
+        "requests at once per HTTP server, beside a quarter as many notifications and its streams",
+        "the request waits for its turn",
+    )
+    max_upstream_queue: int = _bound(
+        256, "waiting requests per HTTP server", "`overloaded` for the call, or 503"
+    )
+    max_upstream_queue_bytes: int = _bound(
+        8 * 1024 * 1024, "bytes of waiting requests", "`overloaded` for the call, or 503"
     )
     max_upstream_streams: int = _bound(
         10_000, "GET streams per HTTP server", "405 for the GET stream"
@@ -114,6 +122,21 @@ class Limits:
         "`outcome_unknown` for the call",
     )
     connect_timeout: float = _bound(10.0, "seconds", "`upstream_unreachable` for the call")
+    upstream_first_byte: float = _bound(
+        60.0,
+        "seconds",
+        "a GET stream whose head does not come is given up; calls have their own deadline",
+    )
+    upstream_idle: float = _bound(
+        300.0,
+        "seconds without a byte",
+        "the GET stream ends; `timeout` for a call whose answer is no event stream: "
+        "an event stream has the call's deadline",
+    )
+    upstream_half_open: float = _bound(
+        60.0, "seconds", "a peer that acknowledges nothing is gone: `outcome_unknown`"
+    )
+    upstream_keep_alive: float = _bound(2.5, "seconds", "an idle connection is closed")
     eof_wait: float = _bound(2.0, "seconds", "SIGTERM to the child's process group")
     term_wait: float = _bound(5.0, "seconds", "SIGKILL to the child's process group")
     respawn_first: float = _bound(

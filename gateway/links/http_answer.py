@@ -22,7 +22,7 @@ from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from gateway.guard.limits import Limits
-from gateway.links.http_client import Fault, Outgoing, ResponseHead
+from gateway.http1.client import Fault, Outgoing, ResponseHead
 from gateway.links.interfaces import EventMark, ILinkListener
 from gateway.observe.observer import IObserver, MessageDropped
 from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode

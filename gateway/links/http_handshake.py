@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from gateway.http1.client import HTTPClient, ResponseHead
 from gateway.links.early import EarlyMessages
 from gateway.links.hello import INITIALIZE, initialize, negotiated
 from gateway.links.http_answer import Stream, Surroundings
-from gateway.links.http_client import HTTPClient, ResponseHead
 from gateway.links.http_streams import CallStream
 from gateway.links.interfaces import (
     EventMark,

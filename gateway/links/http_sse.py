@@ -25,10 +25,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from gateway.http1.client import HTTPClient
+from gateway.http1.urls import Target, sameOrigin
 from gateway.links.early import EarlyMessages
 from gateway.links.hello import INITIALIZE, initialize, negotiated
 from gateway.links.http_answer import Stream, Surroundings
-from gateway.links.http_client import HTTPClient
 from gateway.links.http_sse_stream import EventStream
 from gateway.links.http_streams import NoteStream
 from gateway.links.interfaces import (
@@ -40,11 +41,10 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
-from gateway.links.urls import sameOrigin
 from gateway.observe.observer import MessageDropped
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import Kind, Message
-from gateway.wire.headers import requestHeaders
+from gateway.wire.headers import fieldLines, requestHeaders
 
 __all__ = ["HTTPSSELink"]
 
@@ -86,7 +86,7 @@ class HTTPSSELink:
     multiplexed: ClassVar[bool] = True
     _around: Surroundings = field(init=False)
     _state: _State = field(default=_State.SHAKING, init=False)
-    _endpoint: bytes | None = field(default=None, init=False)
+    _endpoint: Target | None = field(default=None, init=False)
     _stream: EventStream | None = field(default=None, init=False)
     _streams: set[Stream] = field(factory=set, init=False)
     _posts: dict[object, Stream] = field(factory=dict, init=False)
@@ -129,7 +129,7 @@ class HTTPSSELink:
         opening = self._opening = Deferred(lambda _: self._givenUp())
         stream = EventStream(around=self._around, listener=self.listener, origin=None, link=self)
         outgoing = self.client.stream(
-            self._headers(((b"accept", b"text/event-stream"),), context), stream
+            self._fields(((b"accept", b"text/event-stream"),), context), stream
         )
         if outgoing is None:
             self.fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
@@ -159,7 +159,7 @@ class HTTPSSELink:
         try:
             if not reference.strip():
                 raise ValueError
-            self._endpoint = sameOrigin(self.client.url, reference.strip())
+            self._endpoint = Target.at(sameOrigin(self.client.url, reference.strip()))
         except ValueError:
             why = "the server named an endpoint that is none of its own"
             self.fail(LinkFailed(Reason.BAD_ANSWER, why))
@@ -215,8 +215,9 @@ class HTTPSSELink:
     def _post(self, body: bytes, origin: object | None, context: CallContext) -> bool:
         post = NoteStream(around=self._around, listener=self, origin=origin)
         accept = (b"accept", b"application/json, text/event-stream")
-        headers = self._headers((accept, (b"content-type", b"application/json")), context)
-        outgoing = self.client.request(b"POST", headers, body, post, url=self._endpoint)
+        fields = self._fields((accept, (b"content-type", b"application/json")), context)
+        send = self.client.request if isinstance(origin, _Request) else self.client.tell
+        outgoing = send(b"POST", fields, body, post, self._endpoint)
         if outgoing is None:
             return False
         post.outgoing = outgoing
@@ -340,8 +341,8 @@ class HTTPSSELink:
     def _isOpen(self) -> bool:
         return self._state is _State.OPEN
 
-    def _headers(self, own: HeaderPairs, context: CallContext) -> HeaderPairs:
-        return requestHeaders(own, self.configured, self.forwardAuthorization, context)
+    def _fields(self, own: HeaderPairs, context: CallContext) -> bytes:
+        return fieldLines(requestHeaders(own, self.configured, self.forwardAuthorization, context))
 
     def _forget(self, request: _Request) -> None:
         self._requests.pop(request.id, None)

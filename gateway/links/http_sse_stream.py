@@ -6,8 +6,8 @@ from typing import Protocol
 
 from attrs import define, field
 
+from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
-from gateway.links.http_client import Fault, ResponseHead
 from gateway.links.interfaces import EventMark, LinkFailed, Reason
 from gateway.observe.observer import BoundReached, NoiseSkipped
 from gateway.wire.envelope import Message
@@ -53,6 +53,9 @@ class EventStream(Stream):
             self._refused("the server did not answer with an event stream", 200)
         else:
             self.opened = True
+            if self.outgoing is not None:
+                # It is the session and cannot be had again, so silence is no reason to end it.
+                self.outgoing.bodyWait = None
             self.parse()
 
     def _refused(self, why: str, status: int) -> None:
@@ -86,6 +89,9 @@ class EventStream(Stream):
         elif end is Fault.UNSENT:
             why = "the server cannot be reached"
             self.link.fail(LinkFailed(Reason.UPSTREAM_UNREACHABLE, why))
+        elif end is Fault.STALLED:
+            why = "the server opened no event stream in time"
+            self.link.fail(LinkFailed(Reason.TIMEOUT, why))
         else:
             why = "the connection to the server was lost"
             self.link.fail(LinkFailed(Reason.BAD_ANSWER, why))

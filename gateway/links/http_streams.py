@@ -27,8 +27,8 @@ from collections.abc import Callable
 
 from attrs import define, field
 
+from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
-from gateway.links.http_client import Fault, ResponseHead
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
 from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members, text
@@ -61,6 +61,9 @@ _FAULTS = {
     Fault.UNSENT: UNREACHABLE,
     Fault.CUT: UNKNOWN,
     Fault.BAD: badAnswer("the server did not answer in HTTP"),
+    Fault.STALLED: Settled(
+        Outcome.MAYBE_RAN, Reason.TIMEOUT, "the server fell silent in the middle of its answer"
+    ),
 }
 
 
@@ -144,11 +147,17 @@ class CallStream(_Post):
             return
         settled = self.onAccepted(head) if self.onAccepted is not None else None
         if settled is None and head.status == 200 and not head.encoded:
-            if head.mediaType == b"text/event-stream":
+            media = head.mediaType
+            if media == b"text/event-stream":
                 self.parse()
                 return
-            if head.mediaType == b"application/json":
+            if media == b"application/json":
                 self.collect(self.around.limits.max_answer)
+                if (head.length or 0) > self.around.limits.max_answer:
+                    self.tooLarge()
+                elif self.outgoing is not None:
+                    # Unlike an event stream, nothing but the network holds it up now.
+                    self.outgoing.bodyWait = self.around.limits.upstream_idle
                 return
         self._cut(settled or badAnswer("the server's answer is neither JSON nor events"))
 
@@ -201,10 +210,13 @@ class CallStream(_Post):
         except (NotJSON, NotAMessage):
             self.settle(badAnswer("the server's answer is no JSON-RPC message"))
             return
-        batch = [decoded] if isinstance(decoded, Message) else decoded
-        messages = [one for one in batch if isinstance(one, Message)]
-        # In a batch the answer may stand first; the others still belong to this call.
-        for one in sorted(messages, key=lambda one: one.id == self.id and one.method == ""):
+        if isinstance(decoded, Message):
+            messages = [decoded]
+        else:
+            # The answer may stand first; the others still belong to this call.
+            messages = [one for one in decoded if isinstance(one, Message)]
+            messages.sort(key=lambda one: one.id == self.id and one.method == "")
+        for one in messages:
             if not self.told:
                 self.messageReceived(one, None)
         self.settle(badAnswer("the server's answer is not for this request"))

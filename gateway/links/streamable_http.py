@@ -18,8 +18,8 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from gateway.http1.client import Fault, HTTPClient, Outgoing, ResponseHead
 from gateway.links.http_answer import Stream, Surroundings
-from gateway.links.http_client import Fault, HTTPClient, Outgoing, ResponseHead
 from gateway.links.http_handshake import Handshake
 from gateway.links.http_streams import CallStream, GetStream, NoteStream, badAnswer
 from gateway.links.interfaces import (
@@ -33,7 +33,7 @@ from gateway.links.interfaces import (
 )
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import Kind, Message
-from gateway.wire.headers import isFieldValue, requestHeaders
+from gateway.wire.headers import fieldLines, isFieldValue, requestHeaders
 
 __all__ = ["StreamableHTTPLink"]
 
@@ -85,6 +85,8 @@ class StreamableHTTPLink:
     _full: bool = field(default=False, init=False)
     _context: CallContext | None = field(default=None, init=False)
     """Of the last request: the DELETE goes in its name."""
+    _posted: tuple[CallContext, bytes] | None = field(default=None, init=False)
+    """The header of the last POST, and whose it was: most often the next one has the same."""
     _handshake: Handshake | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
     _waiters: list[Deferred[None]] = field(factory=list, init=False)
@@ -162,7 +164,7 @@ class StreamableHTTPLink:
             stream.abort()
         else:
             self._context = context
-            outgoing = self.client.stream(self.headers(headers, context), stream)
+            outgoing = self.client.stream(self._fields(headers, context), stream)
             if not self._opened(stream, outgoing):
                 opened.errback(ListenRefused(405, asked=False))
         return opened
@@ -225,20 +227,29 @@ class StreamableHTTPLink:
 
     # Inside.
 
-    def headers(self, own: HeaderPairs, context: CallContext | None) -> HeaderPairs:
+    def _fields(self, own: HeaderPairs, context: CallContext | None) -> bytes:
         """The header of a request; what the configuration sets wins over what is forwarded."""
         pairs = list(own)
         if self._session is not None:
             pairs.append((b"mcp-session-id", self._session))
         if self.revision:
             pairs.append((b"mcp-protocol-version", self.revision.encode("ascii")))
-        return requestHeaders(pairs, self.configured, self.forwardAuthorization, context)
+        return fieldLines(
+            requestHeaders(pairs, self.configured, self.forwardAuthorization, context)
+        )
+
+    def postFields(self, context: CallContext) -> bytes:
+        """The header of a POST."""
+        posted = self._posted
+        if posted is None or posted[0] != context:
+            posted = self._posted = (context, self._fields((_ACCEPT, _JSON), context))
+        return posted[1]
 
     def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
         """POST a message, whose answer a stream takes. False at the bound."""
         self._context = context
-        headers = self.headers((_ACCEPT, _JSON), context)
-        return self._opened(stream, self.client.request(b"POST", headers, body, stream))
+        send = self.client.tell if isinstance(stream, NoteStream) else self.client.request
+        return self._opened(stream, send(b"POST", self.postFields(context), body, stream))
 
     def _opened(self, stream: Stream, outgoing: Outgoing | None) -> bool:
         if outgoing is None:
@@ -273,16 +284,17 @@ class StreamableHTTPLink:
         for one in ids:
             self._session = one
             self.sessionless = False
+            self._posted = None
         return None
 
     def greeted(self, answer: Message, revision: str) -> None:
         """The server answered `initialize`."""
-        self.answer, self.revision = answer, revision
+        self.answer, self.revision, self._posted = answer, revision, None
 
     def _delete(self) -> None:
         deletion = _Deletion(self._hasClosed)
-        headers = self.headers((_ACCEPT,), self._context)
-        deletion.outgoing = self.client.request(b"DELETE", headers, None, deletion, True)
+        fields = self._fields((_ACCEPT,), self._context)
+        deletion.outgoing = self.client.tell(b"DELETE", fields, None, deletion, beyondBound=True)
         deletion.timer = self.client.clock.callLater(DELETE_WAIT, deletion.ended)
 
     def _hasClosed(self) -> None:
@@ -299,6 +311,8 @@ def _notOpened(fault: Fault | None) -> LinkFailed:
         return LinkFailed(Reason.CANCELLED, "the stream was given up")
     if fault is Fault.BAD:
         return LinkFailed(Reason.BAD_ANSWER, "the server did not answer with an event stream")
+    if fault is Fault.STALLED:
+        return LinkFailed(Reason.TIMEOUT, "the server did not answer in time")
     return LinkFailed(Reason.UPSTREAM_UNREACHABLE, "the server cannot be reached")
 
 

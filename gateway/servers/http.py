@@ -7,17 +7,18 @@ of its own.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.iweb import IAgent
+from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.links.http_client import HTTPClient
-from gateway.links.http_connections import Connections
+from gateway.http1.client import HTTPClient
+from gateway.http1.pool import SystemTrust
+from gateway.http1.urls import parseURL
 from gateway.links.http_sse import HTTPSSELink
 from gateway.links.http_sse_stream import NoEventStream
 from gateway.links.interfaces import (
@@ -31,8 +32,7 @@ from gateway.links.interfaces import (
 )
 from gateway.links.resuming import ResumingLink
 from gateway.links.streamable_http import StreamableHTTPLink
-from gateway.links.urls import parseURL
-from gateway.observe.observer import BoundReached, IObserver
+from gateway.observe.observer import IObserver
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.headers import configuredHeaders
@@ -63,8 +63,7 @@ class HTTPServer:
 
     settings: its configuration; a URL or header that cannot be used is a ValueError here.
     reactor: connects. clock: measures every time.
-    agent: what sends, in place of connections of our own; it must follow no redirects, retry
-        nothing, keep no cookies and decode nothing.
+    policy: whom to trust over TLS; the system's certificate authorities by default.
     generation: counts up when its configuration is replaced.
     transport: what it spoke at the last handshake; None before the first.
     """
@@ -74,11 +73,10 @@ class HTTPServer:
     reactor: Any
     clock: IReactorTime
     observer: IObserver
-    agent: IAgent | None = None
+    policy: IPolicyForHTTPS = field(factory=SystemTrust)
     generation: int = 1
     transport: Transport | None = field(default=None, init=False)
     name: str = field(init=False)
-    _connections: Connections | None = field(default=None, init=False)
     _client: HTTPClient = field(init=False)
     _configured: HeaderPairs = field(init=False)
     _links: set[StreamableHTTPLink | HTTPSSELink] = field(factory=set, init=False)
@@ -88,22 +86,16 @@ class HTTPServer:
         settings = self.settings
         self.name = settings.name
         self._configured = configuredHeaders(settings.headers)
-        uri = parseURL(settings.url)
-        agent = self.agent
-        if agent is None:
-            self._connections = Connections(
-                uri, self.limits, self.reactor, self.clock, bounded=self._bounded
-            )
-            agent = cast(IAgent, self._connections.agent)
         self._client = HTTPClient(
-            agent,
-            settings.url.encode("ascii"),
+            parseURL(settings.url),
             settings.name,
             self.limits,
+            self.reactor,
             self.clock,
             self.observer,
+            self.policy,
         )
-        self._client.onRoom = self._roomAgain
+        self._client.whenRoom(self._roomAgain)
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
@@ -190,14 +182,7 @@ class HTTPServer:
         for link in links:
             link.losing(Reason.SHUTTING_DOWN, "the gateway is shutting down")
         closing = gatherResults([link.close() for link in links], consumeErrors=True)
-        return closing.addCallback(lambda _: self._disconnect())
-
-    def _bounded(self, limit: str) -> None:
-        self.observer.observed(BoundReached(limit, self.name))
-
-    def _disconnect(self) -> Deferred[None]:
-        self._client.abort()
-        return succeed(None) if self._connections is None else self._connections.close()
+        return closing.addCallback(lambda _: self._client.close())
 
     def _roomAgain(self) -> None:
         for link in list(self._links):

@@ -32,6 +32,7 @@ __all__ = [
     "RESERVED",
     "RESERVED_FAMILIES",
     "configuredHeaders",
+    "fieldLines",
     "forwardableHeaders",
     "forwardingHeaders",
     "isFieldValue",
@@ -176,6 +177,21 @@ def requestHeaders(
         forwarded = forwardableHeaders(context.headers, forwardAuthorization)
         pairs += [pair for pair in (*forwardingHeaders(context), *forwarded) if pair[0] not in ours]
     return (*pairs, *configured)
+
+
+def fieldLines(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """
+    Fields as they stand in the head of a request.
+
+    pairs: (name, value); each name is spelled with capitals, as some servers want it.
+    Raises: ValueError, showing neither, for a name or value that would break the head.
+    """
+    lines = []
+    for name, value in pairs:
+        if not _TOKEN.fullmatch(name) or not isFieldValue(value):
+            raise ValueError("a header field that cannot be sent")
+        lines.append(b"%b: %b\r\n" % (name.title(), value))
+    return b"".join(lines)
 
 
 def forwardingHeaders(context: CallContext) -> HeaderPairs:

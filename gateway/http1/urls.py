@@ -8,13 +8,41 @@ from __future__ import annotations
 import re
 from urllib.parse import urljoin
 
+from attrs import frozen
 from twisted.web.client import URI
 
 from gateway.wire.authority import HOST
 
-__all__ = ["parseURL", "sameOrigin"]
+__all__ = ["Target", "parseURL", "sameOrigin"]
 
 _NETLOC = re.compile(rf"{HOST}(?::[0-9]{{1,5}})?".encode("ascii"))
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+
+
+@frozen
+class Target:
+    """
+    Where a request goes.
+
+    url: its URL. line: how the head of a request goes on after its method, up to and with the
+        line of Host (RFC 9112 section 3.2).
+    """
+
+    url: bytes
+    line: bytes
+
+    @classmethod
+    def at(cls, url: bytes) -> Target:
+        """The target of a URL that `parseURL` or `sameOrigin` passed."""
+        return cls.of(URI.fromBytes(url))
+
+    @classmethod
+    def of(cls, uri: URI) -> Target:
+        """The target of a parsed URL."""
+        path, host = uri.originForm, uri.netloc.removesuffix(_DEFAULT_PORTS[uri.scheme])
+        if not path.startswith(b"/"):
+            path = b"/" + path
+        return cls(uri.toBytes(), b" %b HTTP/1.1\r\nHost: %b\r\n" % (path, host))
 
 
 def parseURL(url: str) -> URI:

@@ -1,0 +1,358 @@
+"""
+One connection to an HTTP server: it carries one request after the other, never two at once.
+
+ 1. A request is handed over whole. To plain TCP it is written to the socket at once, without the
+    reactor's buffer, which costs two turns of its poller; what the socket does not take goes
+    through the buffer. Any other transport (TLS) gets it in one `write`.
+ 2. `send` tells whether anything can have reached the server: a socket that is known to be closed,
+    or to have something to say before it was asked, is sent nothing.
+ 3. A connection goes back to its pool when a response ended, if the request was out and the server
+    keeps it open. An idle one is read: its end, or anything the server says, closes it.
+ 4. Silence is measured by the pool's beat, so it is noticed up to two beats late.
+"""
+
+# Twisted is annotated in part only.
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Protocol
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHandshakeListener, IPullProducer, ITCPTransport
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection as TCPConnection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from gateway.guard.limits import Limits
+from gateway.http1.responses import END, BadResponse, ResponseHead, ResponseReader
+
+__all__ = ["Asking", "Connection", "Fault", "Owner"]
+
+_MOST_SECONDS = 32_767
+_MOST_MILLISECONDS = 2**31 - 1
+"""What Linux takes for these options (tcp(7))."""
+
+_log = Logger(namespace="gateway.http1")
+
+
+class Fault(Enum):
+    """How a request failed."""
+
+    UNSENT = "nothing of it was sent"
+    CUT = "the connection was lost after it was sent"
+    BAD = "what came is no acceptable HTTP"
+    STALLED = "the server said nothing for too long"
+
+
+class Asking(Protocol):
+    """A request, as the connection that carries it sees it."""
+
+    paused: bool
+    headWait: float | None
+    """Seconds of silence before the head; None: its asker has a deadline of its own."""
+    bodyWait: float | None
+    """Seconds of silence in the body; None: as above."""
+
+    def headReceived(self, head: ResponseHead) -> bool:
+        """The final head came. Returns: False if no more of the response is wanted."""
+
+    def again(self) -> None:
+        """The connection let go of a response of which no more was wanted."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of the body came."""
+
+    def ended(self) -> None:
+        """The response is complete."""
+
+    def failed(self, fault: Fault) -> None:
+        """It failed."""
+
+
+class Owner(Protocol):
+    """What a connection belongs to."""
+
+    limits: Limits
+    bounded: Callable[[str], None]
+
+    def opened(self, connection: Connection) -> None:
+        """It is up, if not yet secured."""
+
+    def released(self, connection: Connection) -> None:
+        """It is free for another request."""
+
+    def closed(self, connection: Connection) -> None:
+        """It is gone."""
+
+
+@implementer(IPullProducer)
+class _Rest:
+    """What a socket did not take of a request. It goes through the transport's buffer."""
+
+    def __init__(self, connection: Connection, data: bytes) -> None:
+        self._connection = connection
+        self._data: bytes | None = data
+        connection.flushed = False
+        connection.transport.registerProducer(self, False)  # type: ignore[union-attr]
+
+    def resumeProducing(self) -> None:
+        """Called at once, and again when the buffer is empty."""
+        data, self._data = self._data, None
+        transport: Any = self._connection.transport
+        if data is not None:
+            transport.write(data)
+        else:
+            self._connection.flushed = True
+            transport.unregisterProducer()
+
+    def stopProducing(self) -> None:
+        """The connection is lost."""
+
+
+@implementer(IHandshakeListener)
+class Connection(TwistedProtocol):
+    """
+    One connection. The pool's endpoint opens it; it ends by `close`, `abort`, or its peer.
+
+    onReady: called once when requests can be sent; over TLS, when the server's name is verified.
+    onLost: called if it is lost before.
+    asking: the request it carries.
+    flushed: whether all of that is with the operating system.
+    heard: whether something happened since the last beat.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        encrypted: bool,
+        onReady: Callable[[Connection], None],
+        onLost: Callable[[Failure], None],
+    ) -> None:
+        self._owner = owner
+        self._encrypted = encrypted
+        self._onReady = onReady
+        self._onLost = onLost
+        self._reader = ResponseReader(owner.limits.max_upstream_head)
+        self._socket: socket.socket | None = None
+        self._poll: select.poll | None = None
+        self._since = 0.0
+        self._dead = False
+        self.asking: Asking | None = None
+        self.ready = False
+        self.flushed = True
+        self.heard = True
+
+    # Its life.
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+            transport.setTcpKeepAlive(True)
+        plain = getattr(transport, "transport", transport) if self._encrypted else transport
+        if isinstance(plain, TCPConnection):
+            _watchPeer(plain.socket, self._owner.limits.upstream_half_open)
+            if plain is transport:
+                self._socket = plain.socket
+                if hasattr(select, "poll"):
+                    self._poll = select.poll()
+                    self._poll.register(plain.socket, select.POLLIN)
+        self._owner.opened(self)
+        if not self._encrypted:
+            self._becomeReady()
+
+    def handshakeCompleted(self) -> None:
+        """TLS is up and the server's name verified."""
+        self._becomeReady()
+
+    def _becomeReady(self) -> None:
+        self.ready = True
+        self._onReady(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._dead, self._socket = True, None
+        asking, self.asking = self.asking, None
+        self._owner.closed(self)
+        if not self.ready:
+            self._onLost(reason)
+        elif asking is not None:
+            # Over TLS too, only an announced end is one (RFC 9112 section 9.8).
+            inOrder = reason.check(ConnectionDone) is not None
+            if self._reader.eof() and inOrder:
+                self._tell(asking.ended)
+            else:
+                self._tell(asking.failed, Fault.CUT)
+
+    def close(self) -> None:
+        """Close it in order; it must be idle."""
+        if self._encrypted:
+            # Otherwise the peer would have to agree.
+            self.abort()
+        elif not self._dead:
+            self._dead = True
+            self.transport.loseConnection()  # type: ignore[union-attr]
+
+    def abort(self) -> None:
+        """Cut it; what it carries hears nothing more."""
+        self.asking = None
+        if not self._dead:
+            self._dead = True
+            self.transport.abortConnection()  # type: ignore[union-attr]
+
+    # Requests.
+
+    def send(self, asking: Asking, request: bytes, fresh: bool = False) -> bool:
+        """
+        Carry a request. fresh: nothing was sent on it before.
+
+        Returns: False if it can carry none any more; nothing was sent, and it is closed.
+        """
+        if self._dead or (not fresh and self._poll is not None and self._poll.poll(0)):
+            self.abort()
+            return False
+        sock = self._socket
+        if sock is None:
+            self.transport.write(request)  # type: ignore[union-attr]
+        else:
+            try:
+                sent = sock.send(request)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.abort()
+                return False
+            if sent < len(request):
+                _Rest(self, request[sent:])
+        self._reader.expect()
+        self.asking = asking
+        self.heard = True
+        return True
+
+    def pause(self) -> None:
+        """Read no more of the body. The head is always read."""
+        if not self._dead and not self._reader.awaiting:
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._dead:
+            self.heard = True
+            self.transport.resumeProducing()  # type: ignore[union-attr]
+
+    def _leave(self, whole: bool) -> None:
+        """No more is wanted of a response. whole: all of it came."""
+        if whole:
+            self._release()
+        else:
+            self.abort()
+
+    def _release(self) -> None:
+        """The response is complete."""
+        asking, self.asking = self.asking, None
+        if self._dead or not self.flushed or not self._reader.reusable:
+            self.abort()
+            return
+        if asking is not None and asking.paused:
+            self.resume()
+        self.heard = True
+        self._owner.released(self)
+
+    # Responses.
+
+    def dataReceived(self, data: bytes) -> None:
+        asking = self.asking
+        if asking is None:
+            self.abort()
+            return
+        self.heard = True
+        try:
+            self._deliver(asking, data)
+        except Exception:
+            # A receiver raised: a fault of ours, and its request must still end.
+            _log.failure("while an answer was taken")
+            if self.asking is asking:
+                self.abort()
+                self._tell(asking.failed, Fault.BAD)
+
+    def _deliver(self, asking: Asking, data: bytes) -> None:
+        events = self._reader.feed(data)
+        for event in events:
+            if event is END:
+                self._release()
+                asking.ended()
+                return
+            if isinstance(event, bytes):
+                asking.dataReceived(event)
+            elif isinstance(event, ResponseHead):
+                if not asking.headReceived(event):
+                    self._leave(events[-1] is END)
+                    asking.again()
+                    return
+                if asking.paused and self.asking is asking:
+                    self.pause()
+            else:
+                self._refuse(asking, event)
+                return
+            if self.asking is not asking:
+                return
+
+    def _refuse(self, asking: Asking, bad: BadResponse) -> None:
+        if bad.bound:
+            self._owner.bounded("max_upstream_head")
+        _log.debug("a bad response: {why}", why=bad.why)
+        self.abort()
+        asking.failed(Fault.BAD)
+
+    def _tell(self, told: Callable[..., None], *arguments: Fault) -> None:
+        try:
+            told(*arguments)
+        except Exception:
+            _log.failure("while the end of an answer was taken")
+
+    # Silence.
+
+    def beat(self, now: float) -> None:
+        """Some time has passed; `now` in seconds of the gateway's clock."""
+        if self.heard:
+            self.heard, self._since = False, now
+            return
+        limits, asking, silent = self._owner.limits, self.asking, now - self._since
+        if asking is None:
+            if self.ready and silent >= limits.upstream_keep_alive:
+                self.close()
+        elif self._reader.awaiting:
+            if asking.headWait is not None and silent >= asking.headWait:
+                self._stall(asking, "upstream_first_byte")
+        elif asking.bodyWait is not None and silent >= asking.bodyWait and not asking.paused:
+            self._stall(asking, "upstream_idle")
+
+    def _stall(self, asking: Asking, limit: str) -> None:
+        self._owner.bounded(limit)
+        self.abort()
+        self._tell(asking.failed, Fault.STALLED)
+
+
+def _watchPeer(sock: socket.socket, seconds: float) -> None:
+    """
+    Have the operating system notice a peer that is gone without a word, within some seconds.
+
+    What was sent is not acknowledged for so long, or nothing was sent and probes are not.
+    """
+    options = {
+        "TCP_KEEPIDLE": min(seconds / 2, _MOST_SECONDS),
+        "TCP_KEEPINTVL": min(seconds / 6, _MOST_SECONDS),
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": min(seconds * 1000, _MOST_MILLISECONDS),
+    }
+    for name, value in options.items():
+        number = getattr(socket, name, None)
+        if number is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, number, max(1, round(value)))
