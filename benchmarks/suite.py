@@ -1,0 +1,131 @@
+"""Runs a plan: every mode in every lane, its subjects in turn, round by round."""
+
+from __future__ import annotations
+
+import math
+import resource
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attrs import define, field
+
+from benchmarks.bench import Bench, Length, Sample
+from benchmarks.client import Client, LoadFailed
+from benchmarks.modes import Mode
+from benchmarks.process import Background, NotStarted, freePort
+from benchmarks.results import Results, Series
+from benchmarks.subjects import ECHO_HTTP, HTTP, Place, Subject
+
+__all__ = ["Suite", "raiseFileLimit"]
+
+Tell = Callable[[str], None]
+
+
+def raiseFileLimit() -> int:
+    """Let us and what we start open as many files as may be. Returns how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+@define(eq=False)
+class Suite:
+    """
+    One run.
+
+    Rounds are interleaved: each subject has its first round, then each its second, so that what
+    else the machine does falls on all of them. `warmups` rounds before them are not counted.
+    tell: gets a line now and then.
+    """
+
+    subjects: Sequence[Subject]
+    length: Length
+    rounds: int = 5
+    warmups: int = 1
+    revision: str = "2025-06-18"
+    tell: Tell = lambda line: None
+    results: Results = field(factory=Results)
+
+    def run(self, parts: Sequence[tuple[str, Mode]]) -> Results:
+        """Run these modes, each in its lane. Whatever was started has ended afterwards."""
+        for lane, mode in parts:
+            self._part(lane, mode)
+        return self.results
+
+    def _takesPart(self, subject: Subject, lane: str, mode: Mode) -> bool:
+        return subject.lane == lane and subject.shared in (None, mode.shared)
+
+    def _part(self, lane: str, mode: Mode) -> None:
+        self.tell(f"{lane}, {mode.name}: {mode.title}")
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            upstream = stack.enter_context(_upstream(lane))
+            benches: list[tuple[Bench, Series]] = []
+            for subject in self.subjects:
+                if not self._takesPart(subject, lane, mode):
+                    continue
+                series = Series(lane, mode.name, subject.name, subject.version)
+                self.results.series.append(series)
+                client = stack.enter_context(Client())
+
+                def launch(subject: Subject = subject) -> Background:
+                    return subject.start(Place(freePort(), upstream, directory))
+
+                bench = Bench(subject, launch, client, self.length, self.revision)
+                try:
+                    if not mode.selfStarting:
+                        bench.running = bench.launch()
+                        stack.callback(bench.running.close)
+                        bench.running.waitUntilItListens()
+                    mode.prepare(bench)
+                except (NotStarted, LoadFailed) as error:
+                    series.skipped = str(error)
+                    self.tell(f"  {subject.name}: skipped: {error}")
+                    continue
+                benches.append((bench, series))
+            self._rounds(mode, benches)
+
+    def _rounds(self, mode: Mode, benches: list[tuple[Bench, Series]]) -> None:
+        warmups = 0 if mode.selfStarting else self.warmups
+        rounds = 1 if mode.once else self.rounds
+        for number in range(-warmups, rounds):
+            for bench, series in benches:
+                if series.skipped:
+                    continue
+                try:
+                    sample = mode.round(bench)
+                except (NotStarted, LoadFailed) as error:
+                    series.samples.clear()
+                    series.skipped = str(error)
+                    self.tell(f"  {series.subject}: gave up: {error}")
+                    continue
+                if number >= 0:
+                    series.samples.append(sample)
+                    self.tell(f"  {number + 1}/{rounds} {series.subject}: {_brief(mode, sample)}")
+
+
+def _brief(mode: Mode, sample: Sample) -> str:
+    figures = (
+        f"{sample.values[column.key]:.{column.digits}f} {column.title}"
+        for column in mode.columns
+        if not math.isnan(sample.values.get(column.key, math.nan))
+    )
+    errors = f", {sample.errors} errors ({sample.error})" if sample.errors else ""
+    return ", ".join(figures) + errors
+
+
+@contextmanager
+def _upstream(lane: str) -> Iterator[int]:
+    """The HTTP server behind the subjects of its lane; its port, or 0 in another one."""
+    if lane != HTTP:
+        yield 0
+        return
+    port = freePort()
+    server = Background([*ECHO_HTTP, str(port)], port)
+    try:
+        server.waitUntilItListens()
+        yield port
+    finally:
+        server.close()
