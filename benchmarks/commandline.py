@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.bench import Length
 from benchmarks.modes import MODES, Mode
-from benchmarks.subjects import LANES, Subject, ourselves
+from benchmarks.peers import NAMES, PLACE, find
+from benchmarks.subjects import FLOOR, GATEWAY, LANES, Subject, ourselves
 from benchmarks.suite import Suite, raiseFileLimit
 from benchmarks.tables import report
 
@@ -38,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--lanes", type=_names(list(LANES)), default=list(LANES), help=f"some of {', '.join(LANES)}"
     )
+    every = [FLOOR, GATEWAY, *NAMES]
+    add("--subjects", type=_names(every), help=f"some of {', '.join(every)}")
+    add("--all", action="store_true", help="with all peers that are installed")
+    add("--peers", type=Path, default=PLACE, metavar="DIR", help="where they are (build/bench)")
     add("--rounds", type=int, default=5, help="rounds of each subject (5)")
     add("--seconds", type=float, default=1.0, help="of a round (1)")
     add("--calls", type=int, default=0, help="of a round, instead of seconds")
@@ -51,8 +56,11 @@ def _parts(lanes: Sequence[str], modes: Sequence[str]) -> list[tuple[str, Mode]]
     return [(lane, MODES[mode]) for mode in modes for lane in lanes if lane in MODES[mode].lanes]
 
 
-def _subjects(lanes: Sequence[str]) -> list[Subject]:
-    return [subject for lane in lanes for subject in ourselves(lane)]
+def _subjects(names: Sequence[str], place: Path) -> tuple[list[Subject], dict[str, str]]:
+    """Those with these names, in all lanes; and why some are not there."""
+    ours = [subject for lane in LANES for subject in ourselves(lane) if subject.name in names]
+    peers = find(names, place)
+    return ours + peers.subjects, peers.absent
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -67,13 +75,18 @@ def main(words: Sequence[str] | None = None) -> int:
         if not given.quiet:
             print(line, file=sys.stderr, flush=True)
 
+    names = given.subjects or [FLOOR, GATEWAY, *(NAMES if given.all else ())]
+    subjects, absent = _subjects(names, given.peers)
     suite = Suite(
-        _subjects(given.lanes),
+        subjects,
         Length(given.seconds, given.calls),
         given.rounds,
         revision=given.revision,
         tell=tell,
     )
+    suite.results.absent = absent
+    for name, why in absent.items():
+        tell(f"{name}: skipped: {why}")
     try:
         suite.run(_parts(given.lanes, modes))
     except KeyboardInterrupt:

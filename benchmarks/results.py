@@ -78,6 +78,8 @@ class Results:
 
     about: dict[str, str] = field(factory=machine)
     series: list[Series] = field(factory=list)
+    absent: dict[str, str] = field(factory=dict)
+    """Peers that are not installed, and why that is thought."""
 
     def find(self, lane: str, mode: str, subject: str) -> Series | None:
         """The series with samples of this subject; None if it has none."""
@@ -107,4 +109,4 @@ class Results:
         for each in kept["series"]:
             samples = [_sample(**sample) for sample in each.pop("samples")]
             series.append(Series(**each, samples=samples))
-        return cls(kept["about"], series)
+        return cls(kept["about"], series, kept["absent"])

@@ -83,6 +83,7 @@ def report(results: Results) -> str:
         f"load average at the start {about['load']}.",
         "",
         "Measured: " + ", ".join(versions) + ".",
+        *(f"Skipped: {name}: {why}." for name, why in results.absent.items()),
     ]
     for lane, mode in results.parts():
         lines += ["", table(results, lane, mode)]

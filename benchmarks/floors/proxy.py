@@ -81,6 +81,8 @@ class _Upstream(Protocol):
                 self._chunked = True
             if name in _PASSED_DOWN:
                 request.setHeader(name, value)
+        if self._chunked:
+            request.write(b"")  # the head of a stream goes out before its first event
 
     def _chunksReceived(self, data: bytes) -> None:
         buffer = self._buffer + data
