@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from benchmarks.bench import Bench, Length, Sample
 from benchmarks.client import Client, LoadFailed
@@ -18,7 +18,7 @@ from benchmarks.process import Background, NotStarted, freePort
 from benchmarks.results import Results, Series
 from benchmarks.subjects import ECHO_HTTP, HTTP, Place, Subject
 
-__all__ = ["Suite", "raiseFileLimit"]
+__all__ = ["Part", "Suite", "raiseFileLimit"]
 
 Tell = Callable[[str], None]
 
@@ -28,6 +28,30 @@ def raiseFileLimit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+@frozen
+class Part:
+    """
+    One lane in one mode.
+
+    names: the subjects that take part; None: all there are.
+    """
+
+    lane: str
+    mode: Mode
+    names: frozenset[str] | None = None
+
+    def joined(self, other: Part) -> Part:
+        """The same with the subjects of both."""
+        both = None if self.names is None or other.names is None else self.names | other.names
+        return Part(self.lane, self.mode, both)
+
+    def has(self, subject: Subject) -> bool:
+        """Whether it takes part."""
+        if self.names is not None and subject.name not in self.names:
+            return False
+        return subject.lane == self.lane and subject.shared in (None, self.mode.shared)
 
 
 @define(eq=False)
@@ -48,23 +72,21 @@ class Suite:
     tell: Tell = lambda line: None
     results: Results = field(factory=Results)
 
-    def run(self, parts: Sequence[tuple[str, Mode]]) -> Results:
-        """Run these modes, each in its lane. Whatever was started has ended afterwards."""
-        for lane, mode in parts:
-            self._part(lane, mode)
+    def run(self, parts: Sequence[Part]) -> Results:
+        """Run these. Whatever was started has ended afterwards."""
+        for part in parts:
+            self._part(part)
         return self.results
 
-    def _takesPart(self, subject: Subject, lane: str, mode: Mode) -> bool:
-        return subject.lane == lane and subject.shared in (None, mode.shared)
-
-    def _part(self, lane: str, mode: Mode) -> None:
+    def _part(self, part: Part) -> None:
+        lane, mode = part.lane, part.mode
         self.tell(f"{lane}, {mode.name}: {mode.title}")
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             upstream = stack.enter_context(_upstream(lane))
             benches: list[tuple[Bench, Series]] = []
             for subject in self.subjects:
-                if not self._takesPart(subject, lane, mode):
+                if not part.has(subject):
                     continue
                 series = Series(lane, mode.name, subject.name, subject.version)
                 self.results.series.append(series)

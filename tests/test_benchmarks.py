@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from benchmarks.bench import Length, Sample
+from benchmarks.commandline import main
 from benchmarks.figures import middle, ratio, spread
+from benchmarks.goals import judged, parts, verdicts
 from benchmarks.load.calls import Call, Shape
 from benchmarks.load.connection import events
 from benchmarks.load.rounds import Plan, percentile
 from benchmarks.modes import MODES
+from benchmarks.peers import find
 from benchmarks.procfs import (
     Process,
     cpuSeconds,
@@ -28,8 +31,8 @@ from benchmarks.procfs import (
     usage,
 )
 from benchmarks.results import Results, Series
-from benchmarks.subjects import HTTP, SSE, STREAMABLE, ourselves
-from benchmarks.suite import Suite
+from benchmarks.subjects import HTTP, SSE, STREAMABLE, Place, ourselves
+from benchmarks.suite import Part, Suite
 from benchmarks.tables import aligned, report, table
 
 # Figures
@@ -249,10 +252,116 @@ def test_a_table_is_aligned() -> None:
 @pytest.mark.parametrize("lane", [STREAMABLE, SSE, HTTP])
 def test_a_tiny_run_measures_the_gateway_and_its_floor_without_an_error(lane: str) -> None:
     suite = Suite(ourselves(lane), Length(calls=40), rounds=1, warmups=0)
-    results = suite.run([(lane, MODES["eight"])])
+    results = suite.run([Part(lane, MODES["eight"])])
     measured = list(results.of(lane, "eight"))
     assert [series.subject for series in measured] == ["floor", "gateway"]
     for series in measured:
         assert (series.skipped, series.error, series.errors) == ("", "", 0)
         (sample,) = series.samples
         assert sample.values["cpu"] > 0
+
+
+# Goals
+
+
+def _measured(**cpu: float) -> Results:
+    """Results of the mode `eight` in the streamable lane; a name ending in `_wrong` had errors."""
+    results = Results({})
+    for name, value in cpu.items():
+        subject = name.removesuffix("_wrong").replace("_", "-")
+        series = Series(STREAMABLE, "eight", subject, "1")
+        series.samples = [Sample({"cpu": value}, errors=int(name.endswith("_wrong")))]
+        results.series.append(series)
+    return results
+
+
+def _verdict(results: Results, name: str) -> tuple[float, bool | None]:
+    (verdict,) = [each for each in verdicts(results) if each.goal.name.startswith(name)]
+    return verdict.figure, verdict.met
+
+
+def test_a_goal_is_judged_beside_the_floor() -> None:
+    goal = "a call, streamable"
+    assert _verdict(_measured(floor=100.0, gateway=30.0), goal) == (0.3, True)
+    assert _verdict(_measured(floor=100.0, gateway=31.0), goal) == (0.31, False)
+    assert _verdict(_measured(gateway=31.0), goal)[1] is None
+    assert _verdict(_measured(floor=100.0), goal)[1] is None
+
+
+def test_wrong_answers_of_the_gateway_miss_a_goal() -> None:
+    assert _verdict(_measured(floor=100.0, gateway_wrong=1.0), "a call, streamable")[1] is False
+    wrong = _measured(gateway_wrong=1.0, fastmcp=100.0)
+    assert _verdict(wrong, "the best peer")[1] is False
+
+
+def test_the_best_peer_is_one_whose_answers_are_all_right() -> None:
+    results = _measured(gateway=10.0, floor=50.0, supergateway_wrong=60.0, fastmcp=100.0)
+    assert _verdict(results, "the best peer") == (10.0, True)
+    assert _verdict(_measured(gateway=10.0), "the best peer")[1] is None
+
+
+def test_all_goals_can_be_run_and_are_told() -> None:
+    for part in parts():
+        assert part.lane in part.mode.lanes
+        assert part.names is not None
+        assert {"floor", "gateway"} <= part.names
+    text = judged(verdicts(_measured(floor=100.0, gateway=31.0)))
+    assert "| a call, streamable → stdio" in text
+    assert "missed" in text
+    assert "not measured" in text
+
+
+# Peers
+
+
+def test_peers_that_are_not_installed_are_told(tmp_path: Path) -> None:
+    peers = find(("pypi-mcp-proxy", "envoy"), tmp_path)
+    assert peers.subjects == []
+    assert list(peers.absent) == ["pypi-mcp-proxy", "envoy"]
+    assert peers.absent["pypi-mcp-proxy"].startswith("PyPI package mcp-proxy: there is no ")
+
+
+def test_a_peer_is_found_with_its_version_and_started_where_it_is_told(tmp_path: Path) -> None:
+    home = tmp_path / "mcp-proxy"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "mcp-proxy").touch()
+    (home / "lib/python3.11/site-packages/mcp_proxy-0.13.0.dist-info").mkdir(parents=True)
+    peers = find(("pypi-mcp-proxy",), tmp_path)
+    assert [(each.lane, each.version, each.path) for each in peers.subjects] == [
+        (STREAMABLE, "0.13.0", "/mcp"),
+        (SSE, "0.13.0", "/sse"),
+    ]
+    argv = peers.subjects[0].command(Place(1234, 0, tmp_path))
+    assert argv[0] == str(home / "bin" / "mcp-proxy")
+    assert "1234" in argv
+    assert argv[-1].endswith("echo_stdio.py")
+
+
+# The command line
+
+
+def test_what_was_kept_is_shown_judged_and_drawn_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "results.json"
+    _results().save(kept)
+    assert main(["--from", str(kept)]) == 0
+    assert "0.55" in capsys.readouterr().out
+    assert main(["--from", str(kept), "--check"]) == 1
+    assert "0.55" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    main(["--from", str(kept), "--plots", str(tmp_path)])
+    drawn = (tmp_path / "streamable-eight.svg").read_text()
+    assert "gateway" in drawn
+    assert "CPU µs per call" in drawn
+    assert (tmp_path / "streamable-eight.png").stat().st_size > 1000
+
+
+def test_a_mistake_on_the_command_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--modes", "eight,nine"])
+    assert exit.value.code == 2
+    assert "nine: expected some of single" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--from", "/does/not/exist"])
+    assert "No such file" in capsys.readouterr().err
