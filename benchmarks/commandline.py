@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="with all peers that are installed")
     add("--peers", type=Path, default=PLACE, metavar="DIR", help="where they are (build/bench)")
     add("--rounds", type=int, default=5, help="rounds of each subject (5)")
-    add("--warmups", type=int, default=1, help="rounds before them that are not counted (1)")
+    add(
+        "--warmups",
+        type=int,
+        default=10,
+        help="rounds before them, at most: until they get no cheaper (10)",
+    )
     add("--seconds", type=float, default=0.6, help="of a round (0.6)")
     add("--calls", type=int, default=0, help="of a round, instead of seconds")
     add("--revision", default="2025-06-18", help="of the protocol (2025-06-18)")

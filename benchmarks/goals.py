@@ -154,7 +154,7 @@ GOALS: tuple[Goal, ...] = (
     *_idle(STREAMABLE),
     *_idle(SSE),
     _perCall("1 MiB there and back, transparent → HTTP", HTTP, "large", 2.0),
-    Goal("p99 of others beside 4 MiB bodies", *_FAIR, _own(*_FAIR, "ratio"), 1.1, "of without"),
+    Goal("p99 of others beside 4 MiB bodies", *_FAIR, _own(*_FAIR, "ratio"), 1.1, "of elsewhere"),
 )
 
 

@@ -21,6 +21,8 @@ from benchmarks.subjects import ECHO_HTTP, HTTP, Place, Subject
 __all__ = ["Part", "Suite", "raiseFileLimit"]
 
 Tell = Callable[[str], None]
+_STILL_FALLING = 0.95
+"""A round in parts of the one before it: below that the subject is still warming up."""
 
 
 def raiseFileLimit() -> int:
@@ -60,14 +62,15 @@ class Suite:
     One run.
 
     Rounds are interleaved: each subject has its first round, then each its second, so that what
-    else the machine does falls on all of them. `warmups` rounds before them are not counted.
+    else the machine does falls on all of them. Before that each is warmed up by rounds that are
+    not counted, until they get no cheaper, `warmups` at most.
     tell: gets a line now and then.
     """
 
     subjects: Sequence[Subject]
     length: Length
     rounds: int = 5
-    warmups: int = 1
+    warmups: int = 10
     revision: str = "2025-06-18"
     tell: Tell = lambda line: None
     results: Results = field(factory=Results)
@@ -110,22 +113,41 @@ class Suite:
             self._rounds(mode, benches)
 
     def _rounds(self, mode: Mode, benches: list[tuple[Bench, Series]]) -> None:
-        warmups = 0 if mode.selfStarting else self.warmups
-        rounds = 1 if mode.once else self.rounds
-        for number in range(-warmups, rounds):
+        if not mode.selfStarting:
             for bench, series in benches:
-                if series.skipped:
-                    continue
-                try:
-                    sample = mode.round(bench)
-                except (NotStarted, LoadFailed) as error:
-                    series.samples.clear()
-                    series.skipped = str(error)
-                    self.tell(f"  {series.subject}: gave up: {error}")
-                    continue
-                if number >= 0:
+                self._warm(mode, bench, series)
+        rounds = 1 if mode.once else self.rounds
+        for number in range(1, rounds + 1):
+            for bench, series in benches:
+                sample = self._round(mode, bench, series)
+                if sample is not None:
                     series.samples.append(sample)
-                    self.tell(f"  {number + 1}/{rounds} {series.subject}: {_brief(mode, sample)}")
+                    self.tell(f"  {number}/{rounds} {series.subject}: {_brief(mode, sample)}")
+
+    def _warm(self, mode: Mode, bench: Bench, series: Series) -> None:
+        # A program whose code is compiled as it runs may cost a third after some seconds.
+        before = math.inf
+        for number in range(1, self.warmups + 1):
+            sample = self._round(mode, bench, series)
+            if sample is None:
+                return
+            now = sample.values[mode.columns[0].key]
+            self.tell(f"  warming up, {number} {series.subject}: {_brief(mode, sample)}")
+            if not now < before * _STILL_FALLING:
+                return
+            before = now
+
+    def _round(self, mode: Mode, bench: Bench, series: Series) -> Sample | None:
+        """A round; None where the subject is, or has to be, given up."""
+        if series.skipped:
+            return None
+        try:
+            return mode.round(bench)
+        except (NotStarted, LoadFailed) as error:
+            series.samples.clear()
+            series.skipped = str(error)
+            self.tell(f"  {series.subject}: gave up: {error}")
+            return None
 
 
 def _brief(mode: Mode, sample: Sample) -> str:

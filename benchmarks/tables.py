@@ -44,7 +44,12 @@ def table(results: Results, lane: str, mode: str) -> str:
     for series in measured:
         rows.append(_row(results, series))
     rounds = max((len(series.samples) for series in measured), default=0)
-    lines = [f"### {LANES[lane]}: {kind.title}", "", f"Medians of {rounds} rounds.", ""]
+    lines = [
+        f"### {LANES[lane]}: {kind.title}",
+        "",
+        f"Medians of {rounds} rounds." if rounds != 1 else "One round.",
+        "",
+    ]
     if measured:
         lines.append(aligned(rows))
     notes = [f"- {series.subject}: skipped: {series.skipped}" for series in every if series.skipped]

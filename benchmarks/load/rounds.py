@@ -113,8 +113,9 @@ class Closed:
         began = self._loop.time()
         self._end = began + (self.plan.seconds or math.inf)
         self._busy = len(self._workers)
-        for worker in self._workers:
-            worker.next()
+        for number, worker in enumerate(self._workers):
+            # A pace is kept one after the other, not by all at the same moment.
+            self._loop.call_later(self.plan.pace * number / self._busy, worker.next)
         try:
             await asyncio.wait_for(self._over, (self.plan.seconds or 60) + self.plan.patience)
         except TimeoutError:
