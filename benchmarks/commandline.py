@@ -88,8 +88,9 @@ def _subjects(names: Sequence[str], place: Path) -> tuple[list[Subject], dict[st
 
 def _run(given: argparse.Namespace) -> tuple[Results, bool]:
     """Run the suite. Returns what it found, and whether it came to its end."""
-    # As Ctrl-C does: what was started is ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Either way what was started is ended; also where a shell had Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     raiseFileLimit()
 
     def tell(line: str) -> None:

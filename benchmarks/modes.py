@@ -328,7 +328,7 @@ MODES: dict[str, Mode] = {
         Churn("churn", "open, call, close; 4 at a time, a shared child", shared=True, main=True),
         Idle("idle", "idle sessions with an open stream, a shared child", shared=True),
         PassThrough("passthrough", "SSE events passed through, one by one, 16 streams", (HTTP,)),
-        Start("start", "from the start to the first initialize", main=True),
+        Start("start", "from the start to the first initialize", (STREAMABLE,), main=True),
         Fairness("fairness", "8 sessions beside one that moves 4 MiB bodies", _POSTED),
     )
 }

@@ -44,10 +44,11 @@ def table(results: Results, lane: str, mode: str) -> str:
     for series in measured:
         rows.append(_row(results, series))
     rounds = max((len(series.samples) for series in measured), default=0)
+    how = {0: "Nothing was measured.", 1: "One round."}.get(rounds, f"Medians of {rounds} rounds.")
     lines = [
         f"### {LANES[lane]}: {kind.title}",
         "",
-        f"Medians of {rounds} rounds." if rounds != 1 else "One round.",
+        how,
         "",
     ]
     if measured:
