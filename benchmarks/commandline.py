@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--warmups",
         type=int,
-        default=10,
-        help="rounds before them, at most: until they get no cheaper (10)",
+        default=12,
+        help="rounds before them, at most: until they get no cheaper (12)",
     )
     add("--seconds", type=float, default=0.6, help="of a round (0.6)")
     add("--calls", type=int, default=0, help="of a round, instead of seconds")

