@@ -57,7 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--calls", type=int, default=0, help="of a round, instead of seconds")
     add("--revision", default="2025-06-18", help="of the protocol (2025-06-18)")
     add("--json", type=Path, metavar="FILE", help="keep every round in this file")
-    add("--from", type=Path, dest="saved", metavar="FILE", help="run nothing, show what was kept")
+    add(
+        "--from",
+        type=Path,
+        dest="saved",
+        metavar="FILE",
+        nargs="+",
+        help="run nothing, show what was kept in these",
+    )
     add("--plots", type=Path, metavar="DIR", help="draw SVG and PNG pictures in this folder")
     add("--check", action="store_true", help="judge the goals; 1 is returned if one is missed")
     add("--quiet", action="store_true", help="say nothing while it runs")
@@ -113,6 +120,14 @@ def _run(given: argparse.Namespace) -> tuple[Results, bool]:
     return results, True
 
 
+def _kept(files: Sequence[Path]) -> Results:
+    """What several runs found. Raises: OSError, ValueError."""
+    results = Results.load(files[0])
+    for file in files[1:]:
+        results.add(Results.load(file))
+    return results
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """
     Run it and print what was found.
@@ -122,7 +137,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(words)
     try:
-        results, whole = (Results.load(given.saved), True) if given.saved else _run(given)
+        results, whole = (_kept(given.saved), True) if given.saved else _run(given)
         if given.json:
             results.save(given.json)
         print(report(results))

@@ -81,6 +81,11 @@ class Results:
     absent: dict[str, str] = field(factory=dict)
     """Peers that are not installed, and why that is thought."""
 
+    def add(self, other: Results) -> None:
+        """Take the series of another run, too."""
+        self.series += other.series
+        self.absent |= other.absent
+
     def find(self, lane: str, mode: str, subject: str) -> Series | None:
         """The series with samples of this subject; None if it has none."""
         for series in self.of(lane, mode):

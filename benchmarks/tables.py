@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from benchmarks.figures import middle, ratio, spread
 from benchmarks.modes import MODES
 from benchmarks.results import Results, Series
-from benchmarks.subjects import FLOOR, LANES
+from benchmarks.subjects import FLOOR, GATEWAY, LANES
 
-__all__ = ["aligned", "number", "report", "table"]
+__all__ = ["aligned", "number", "report", "summary", "table"]
 
 
 def number(value: float, digits: int) -> str:
@@ -78,8 +78,36 @@ def _row(results: Results, series: Series) -> list[str]:
     ]
 
 
+def _cheapestPeer(results: Results, lane: str, mode: str) -> Series | None:
+    """Of the peers whose answers were all right."""
+    key = MODES[mode].columns[0].key
+    right = [
+        series
+        for series in results.of(lane, mode)
+        if series.samples and not series.errors and series.subject not in (FLOOR, GATEWAY)
+    ]
+    return min(right, key=lambda series: middle(series.values(key)), default=None)
+
+
+def summary(results: Results) -> str:
+    """A line for each lane and mode: the gateway, its floor, the best of the peers."""
+    rows = [["", "figure", "gateway", "floor", "of floor", "best right peer", "its figure"]]
+    for lane, mode in results.parts():
+        column = MODES[mode].columns[0]
+        found = [results.find(lane, mode, name) for name in (GATEWAY, FLOOR)]
+        found.append(_cheapestPeer(results, lane, mode))
+        values = [each.values(column.key) if each is not None else [] for each in found]
+        numbers = [number(middle(each), column.digits) for each in values]
+        peer = found[2].subject if found[2] is not None else "-"
+        part = number(ratio(values[0], values[1]), 2)
+        rows.append(
+            [f"{lane}, {mode}", column.title, numbers[0], numbers[1], part, peer, numbers[2]]
+        )
+    return "### Summary\n\n" + aligned(rows)
+
+
 def report(results: Results) -> str:
-    """The machine, the versions, and every table."""
+    """The machine, the versions, every table, and a summary."""
     about = results.about
     versions = dict.fromkeys(
         f"{series.subject} {series.version}" for series in results.series if series.samples
@@ -93,4 +121,5 @@ def report(results: Results) -> str:
     ]
     for lane, mode in results.parts():
         lines += ["", table(results, lane, mode)]
+    lines += ["", summary(results)]
     return "\n".join(lines)

@@ -33,7 +33,7 @@ from benchmarks.procfs import (
 from benchmarks.results import Results, Series
 from benchmarks.subjects import HTTP, SSE, STREAMABLE, Place, ourselves
 from benchmarks.suite import Part, Suite
-from benchmarks.tables import aligned, report, table
+from benchmarks.tables import aligned, report, summary, table
 
 # Figures
 
@@ -365,3 +365,24 @@ def test_a_mistake_on_the_command_line_is_told(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--from", "/does/not/exist"])
     assert "No such file" in capsys.readouterr().err
+
+
+def test_a_summary_names_the_cheapest_peer_whose_answers_are_right() -> None:
+    results = _measured(gateway=10.0, floor=40.0, npm_wrong=5.0, fastmcp=80.0, envoy=90.0)
+    (line,) = [line for line in summary(results).split("\n") if "streamable, eight" in line]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert cells == ["CPU µs per call", "10", "40", "0.25", "fastmcp", "80"]
+
+
+def test_several_runs_are_shown_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "one.json", tmp_path / "other.json"]
+    first, second = _results(), _results()
+    second.series = [Series(SSE, "eight", "gateway", "1", [Sample({"cpu": 77.0})])]
+    second.absent = {"nginx": "not there"}
+    for file, results in zip(files, (first, second), strict=True):
+        results.save(file)
+    assert main(["--from", *map(str, files)]) == 0
+    shown = capsys.readouterr().out
+    assert "0.55" in shown
+    assert "77" in shown
+    assert "Skipped: nginx: not there." in shown
