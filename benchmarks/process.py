@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _LOW, _HIGH = 20_000, 32_000
 """Below the ports that the kernel gives to outgoing connections."""
 _TERM_WAIT = 8.0
+_KILL_WAIT = 2.0
 
 
 class NotStarted(Exception):
@@ -119,14 +120,23 @@ class Background:
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_TERM_WAIT)
-        left = processes()
-        for process in family:
-            if _same(process, left.get(process.pid)):
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+        left = _living(family)
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         self._process.wait()
+        end = time.perf_counter() + _KILL_WAIT
+        while _living(left) and time.perf_counter() < end:
+            time.sleep(0.005)
         self._log.close()
 
 
-def _same(one: Process, other: Process | None) -> bool:
-    return other is not None and other.started == one.started and other.state != "Z"
+def _living(family: list[Process]) -> list[Process]:
+    """Those that are still there, and not others with their pids."""
+    table = processes()
+
+    def lives(process: Process) -> bool:
+        now = table.get(process.pid)
+        return now is not None and now.started == process.started and now.state != "Z"
+
+    return [process for process in family if lives(process)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.load.connection import events
 from benchmarks.load.rounds import Plan, percentile
 from benchmarks.modes import MODES
 from benchmarks.peers import find
+from benchmarks.process import Background, NotStarted, freePort
 from benchmarks.procfs import (
     Process,
     cpuSeconds,
@@ -102,6 +104,44 @@ def test_memory_is_read_in_bytes() -> None:
     assert parseRollup(text) == (13508 * 1024, 9578 * 1024)
     resident, proportional = memory(os.getpid())
     assert 1_000_000 < proportional <= resident
+
+
+# What is started
+
+
+_LISTENS = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
+
+
+def test_what_a_program_leaves_behind_is_ended_with_it() -> None:
+    port = freePort()
+    # The shell becomes the program; its `sleep` is left without a word when that is terminated.
+    script = f'sleep 60 & exec "$0" -c "{_LISTENS}; time.sleep(60)" {port}'
+    running = Background(["/bin/sh", "-c", script, sys.executable], port)
+    running.waitUntilItListens()
+    family = running.own()
+    assert len(family) == 2
+    running.close()
+    assert not set(family) & {pid for pid, each in processes().items() if each.state != "Z"}
+
+
+def test_servers_behind_a_program_are_not_its_own() -> None:
+    port = freePort()
+    script = f'sleep 61 & exec "$0" -c "{_LISTENS}; time.sleep(60)" {port}'
+    running = Background(["/bin/sh", "-c", script, sys.executable], port, servers="sleep\0")
+    try:
+        running.waitUntilItListens()
+        assert running.own() == [running.pid]
+    finally:
+        running.close()
+
+
+def test_a_program_that_does_not_serve_is_told_with_what_it_printed() -> None:
+    running = Background(["/bin/sh", "-c", "echo no such thing; exit 3"], freePort())
+    with pytest.raises(NotStarted, match="exited with 3: no such thing"):
+        running.waitUntilItListens()
+    running.close()
+    with pytest.raises(NotStarted, match="No such file"):
+        Background(["/no/such/program"], freePort())
 
 
 # The check of answers
