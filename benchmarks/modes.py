@@ -194,7 +194,7 @@ class Idle(Mode):
             heard = bench.client.do("announce", name=name, wait=5.0)
             cpu = cpuOf(running, before)
         finally:
-            bench.client.do("close", name=name, politely=False)
+            bench.client.do("close", name=name)
             running.close()
         values = {
             "kib": more / (count - self.first) / 1024,
@@ -232,7 +232,7 @@ class Start(Mode):
             took = listens + time.perf_counter() - looked
             cpu = sum(usage(running.own()).cpu.values())
         finally:
-            bench.client.do("close", name=name, politely=False)
+            bench.client.do("close", name=name)
             running.close()
         return Sample({"start": took, "listens": listens, "base": base / MIB, "cpu": cpu * 1e3})
 

@@ -5,7 +5,7 @@ The commands of a load client, JSON objects with a key `do`, and what they answe
  - `calls`: name, plan (shape, seconds, calls, …): a closed loop over them.
  - `churn`: name, plan: sessions come and go beside them.
  - `announce`: name, wait: an event to all of them. `{"seconds": …, "missing": …}`.
- - `close`: name, politely.
+ - `close`: name. Hangs up.
 
 What fails is answered with `{"failed": "why"}`.
 """
@@ -72,10 +72,10 @@ class _Client:
         seconds, missing = await group.announce(wait)
         return {"seconds": seconds, "missing": missing, "lost": group.lost}
 
-    async def _close(self, name: str, politely: bool) -> JSON:
+    async def _close(self, name: str) -> JSON:
         group = self._groups.pop(name, None)
         if group is not None:
-            await group.close(politely)
+            group.close()
         return {}
 
 

@@ -99,21 +99,9 @@ class Group:
             await asyncio.wait_for(over, wait)
         return time.perf_counter() - began, missing
 
-    async def close(self, politely: bool) -> None:
-        """End all sessions; not `politely`: hang up without a word."""
+    def close(self) -> None:
+        """Hang up on all of them without a word."""
         sessions, self.sessions = self.sessions, []
-
-        def ending(session: Session) -> Callable[[], Awaitable[None]]:
-            async def end() -> None:
-                async with self._connection() as connection:
-                    await session.close(connection)
-
-            return end
-
-        if politely:
-            # It is over, and was not measured.
-            with suppress(Exception):
-                await self._all([ending(session) for session in sessions])
         for session in sessions:
             session.drop()
         self.pool.close()
