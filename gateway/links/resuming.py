@@ -309,11 +309,14 @@ class ResumingLink:
             if course.call is not None:
                 self._unknown(course)
         else:
-            limits = self.inner.client.limits
-            if refused and course.call is None and status not in _CREDENTIALS:
-                course.refused(limits.max_resumptions)
             course.fruitless += 1
-            self._later(course, self._backOff(course.fruitless, refused=refused))
+            failures = course.fruitless
+            if refused:
+                mayBeTheID = course.call is None and status not in _CREDENTIALS
+                patience = self.inner.client.limits.max_resumptions
+                course.refused(patience if mayBeTheID else float("inf"))
+                failures = course.refusals
+            self._later(course, self._backOff(failures, refused=refused))
 
     def _isOurs(self, course: Course) -> bool:
         """Whether anybody still waits for a course."""
