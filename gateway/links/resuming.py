@@ -19,7 +19,7 @@ Messages from the Server, Resumability and Redelivery). Theory of operation:
  6. A 404 says that the server lost the session: from then on no stream is opened. Calls that have
     one may still be answered, what waited for one is settled. Whoever was told by the 404 of what
     it sent closes the link; where only a GET found out, the link is lost once no call runs.
- 7. The listener hears nothing from within `send`, `cancel`, `hold`, `release` or `close`.
+ 7. The listener hears nothing from within `send`, `cancel` or `close`.
 """
 
 from __future__ import annotations
