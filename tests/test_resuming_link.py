@@ -347,6 +347,16 @@ async def test_a_server_that_fails_is_never_asked_as_seldom(bench: Bench, status
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_refusal_after_an_outage_is_the_first(bench: Bench) -> None:
+    get = await bench.listening()
+    for _ in range(10):
+        get.reply(503, type=None)
+        _, get = await bench.waited()
+    get.reply(401, type=None)
+    assert await bench.waits() < 1.0
+
+
+@pytest_twisted.ensureDeferred
 async def test_waiting_as_long_as_the_server_says_is_no_bound(bench: Bench) -> None:
     get = await bench.listening()
     get.stream()

@@ -38,7 +38,7 @@ class Course:
     context: what its GETs go with.
     last: the id of the last event. retry: seconds to wait before it is resumed.
     fruitless: how often in a row it was resumed, and nothing new came.
-    refusals: how often in a row the server refused to resume it from `last`.
+    refusals: how often the server refused it since it was open.
     held: whether its reader wants no more now. timer: waits to resume it.
     """
 
@@ -90,8 +90,8 @@ class Course:
         if now - self._openedAt >= lasting:
             self.fruitless = 0
 
-    def refused(self, patience: int) -> None:
-        """The server did not resume it; after so many times the id is given up."""
+    def refused(self, patience: float) -> None:
+        """The server refused it; after so many times the id is given up."""
         self.refusals += 1
         if self.refusals >= patience:
             self.last = None

@@ -19,7 +19,7 @@ Messages from the Server, Resumability and Redelivery). Theory of operation:
  6. A 404 says that the server lost the session: from then on no stream is opened. Calls that have
     one may still be answered, what waited for one is settled. Whoever was told by the 404 of what
     it sent closes the link; where only a GET found out, the link is lost once no call runs.
- 7. The listener hears nothing from within `send`, `cancel`, `hold`, `release` or `close`.
+ 7. The listener hears nothing from within `send`, `cancel` or `close`.
 """
 
 from __future__ import annotations
@@ -309,11 +309,14 @@ class ResumingLink:
             if course.call is not None:
                 self._unknown(course)
         else:
-            limits = self.inner.client.limits
-            if refused and course.call is None and status not in _CREDENTIALS:
-                course.refused(limits.max_resumptions)
             course.fruitless += 1
-            self._later(course, self._backOff(course.fruitless, refused=refused))
+            failures = course.fruitless
+            if refused:
+                mayBeTheID = course.call is None and status not in _CREDENTIALS
+                patience = self.inner.client.limits.max_resumptions
+                course.refused(patience if mayBeTheID else float("inf"))
+                failures = course.refusals
+            self._later(course, self._backOff(failures, refused=refused))
 
     def _isOurs(self, course: Course) -> bool:
         """Whether anybody still waits for a course."""
