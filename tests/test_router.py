@@ -22,7 +22,6 @@ from gateway.relay.effects import (
     Effect,
     Forget,
     Forward,
-    Happened,
     OwnEnded,
 )
 from gateway.relay.router import Router
@@ -118,7 +117,7 @@ def only(effects: list[Effect], kind: type[Any]) -> list[Any]:
 
 
 def events(effects: list[Effect]) -> list[Event]:
-    return [effect.event for effect in only(effects, Happened)]
+    return only(effects, Event)
 
 
 def dropped(effects: list[Effect]) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from attrs import define, field
 from twisted.internet.interfaces import IPushProducer
@@ -104,15 +105,12 @@ def _abort(request: Request) -> None:
 
 @define(eq=False)
 class RequestExchange:
-    """
-    An Exchange over a twisted.web Request.
-
-    allowed: whether its Host and Origin were found to be allowed.
-    """
+    """An Exchange over a twisted.web Request."""
 
     head: RequestHead
     _request: Request
     allowed: bool = False
+    found: Any = None
     onGone: Callable[[], None] | None = None
     _sink: _RequestSink | None = None
     _answered: bool = False
@@ -238,7 +236,6 @@ class Door(_Root):
         exchange = RequestExchange(_headOf(request, self.mounted), request)
         if not self.ladder.foot(exchange):
             return NOT_DONE_YET
-        exchange.allowed = True
         if _PLAIN_PATH.match(exchange.head.path) is None:
             self.ladder.refuse(exchange, refusals.notFound(), "route")
             return NOT_DONE_YET

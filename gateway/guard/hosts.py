@@ -23,6 +23,7 @@ __all__ = ["HostGuard"]
 _HOST = re.compile(rf"({HOST})(?::([0-9]{{1,5}}))?\Z".encode("ascii"))
 _ORIGIN = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#@]+)\Z")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_MOST_PASSED = 256
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -51,6 +52,7 @@ class HostGuard:
     loopback: bool = True
     _names: dict[str, set[int | None]] = field(init=False)
     _origins: frozenset[str] = field(init=False)
+    _passed: set[tuple[bytes | None, bytes | None, int, bool]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._names = {}
@@ -64,6 +66,17 @@ class HostGuard:
 
     def judge(self, head: RequestHead) -> Refusal | None:
         """None if the request may come in; else its refusal: 400 for a Host that is none."""
+        # Clients send the same again and again.
+        known = (head.header(b"host"), head.header(b"origin"), head.port, head.tls)
+        single = head.distinct
+        if single and known in self._passed:
+            return None
+        refusal = self._judged(head)
+        if refusal is None and single and len(self._passed) < _MOST_PASSED:
+            self._passed.add(known)
+        return refusal
+
+    def _judged(self, head: RequestHead) -> Refusal | None:
         hosts = head.headerValues(b"host")
         if len(hosts) != 1:
             return malformedHead("exactly one Host is required")

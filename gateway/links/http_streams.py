@@ -219,7 +219,8 @@ class CallStream(_Post):
         for one in messages:
             if not self.told:
                 self.messageReceived(one, None)
-        self.settle(badAnswer("the server's answer is not for this request"))
+        if not self.told:
+            self.settle(badAnswer("the server's answer is not for this request"))
 
 
 @define(eq=False, repr=False, kw_only=True)

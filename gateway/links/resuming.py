@@ -52,6 +52,8 @@ from gateway.wire.envelope import Kind, Message
 
 __all__ = ["ResumingLink"]
 
+_log = Logger()
+
 SELDOM = 20
 """How many times `respawn_last` a server that refuses its GET stream is left alone, at most."""
 
@@ -88,7 +90,6 @@ class ResumingLink:
     """Whether our user knows that."""
     _over: bool = field(default=False, init=False)
     _turn: IDelayedCall | None = field(default=None, init=False)
-    _log: Logger = field(factory=Logger, init=False)
 
     @property
     def answer(self) -> Message:
@@ -287,7 +288,7 @@ class ResumingLink:
         opening.addCallbacks(
             self._opened, self._notOpened, callbackArgs=(course,), errbackArgs=(course,)
         )
-        opening.addErrback(lambda failure: self._log.failure("while listening", failure))
+        opening.addErrback(lambda failure: _log.failure("while listening", failure))
 
     def _opened(self, _: None, course: Course) -> None:
         course.opened(self.inner.client.clock.seconds())

@@ -241,7 +241,8 @@ class StreamableHTTPLink:
     def postFields(self, context: CallContext) -> bytes:
         """The header of a POST."""
         posted = self._posted
-        if posted is None or posted[0] != context:
+        # A door gives the same object again for the same head; to compare them costs more.
+        if posted is None or (posted[0] is not context and posted[0] != context):
             posted = self._posted = (context, self._fields((_ACCEPT, _JSON), context))
         return posted[1]
 

@@ -7,7 +7,7 @@ their configured names.
 
 from __future__ import annotations
 
-from attrs import frozen
+import msgspec
 from zope.interface import Interface, implementer
 
 __all__ = [
@@ -32,13 +32,12 @@ __all__ = [
 ]
 
 
-@frozen
-class Event:
+# Structs, and no attrs classes: each call makes some (see `gateway.wire.envelope`).
+class Event(msgspec.Struct, frozen=True):
     """Something that happened."""
 
 
-@frozen
-class RequestRefused(Event):
+class RequestRefused(Event, frozen=True):
     """A request was refused on a rung of the ladder."""
 
     rung: str
@@ -47,29 +46,25 @@ class RequestRefused(Event):
     server: str = ""
 
 
-@frozen
-class SessionOpened(Event):
+class SessionOpened(Event, frozen=True):
     server: str
     tag: str
 
 
-@frozen
-class SessionMissed(Event):
+class SessionMissed(Event, frozen=True):
     """A request named a session that is not there for it."""
 
     server: str
 
 
-@frozen
-class SessionRecovered(Event):
+class SessionRecovered(Event, frozen=True):
     """A session got a new link and kept its id."""
 
     server: str
     tag: str
 
 
-@frozen
-class SessionEnded(Event):
+class SessionEnded(Event, frozen=True):
     """reason: deleted, idle, absolute, unused, lost, stream_closed, shutdown."""
 
     server: str
@@ -77,14 +72,12 @@ class SessionEnded(Event):
     reason: str
 
 
-@frozen
-class CallStarted(Event):
+class CallStarted(Event, frozen=True):
     server: str
     method: str
 
 
-@frozen
-class CallAnswered(Event):
+class CallAnswered(Event, frozen=True):
     """seconds: from the request to its answer."""
 
     server: str
@@ -93,8 +86,7 @@ class CallAnswered(Event):
     error: bool
 
 
-@frozen
-class CallFailed(Event):
+class CallFailed(Event, frozen=True):
     """reason: `data.reason` of the wire contract."""
 
     server: str
@@ -102,8 +94,7 @@ class CallFailed(Event):
     reason: str
 
 
-@frozen
-class MessageDropped(Event):
+class MessageDropped(Event, frozen=True):
     """
     why: late_answer, unknown_id, unknown_token, stray_response, stray_cancel, undeliverable,
     no_stream, client_gone, repeat_failed, forbidden, and the like.
@@ -113,43 +104,37 @@ class MessageDropped(Event):
     why: str
 
 
-@frozen
-class BoundReached(Event):
+class BoundReached(Event, frozen=True):
     """limit: the name of the field in `gateway.guard.limits.Limits`."""
 
     limit: str
     server: str = ""
 
 
-@frozen
-class LinkOpened(Event):
+class LinkOpened(Event, frozen=True):
     server: str
 
 
-@frozen
-class LinkLost(Event):
+class LinkLost(Event, frozen=True):
     server: str
     reason: str
 
 
-@frozen
-class NoiseSkipped(Event):
+class NoiseSkipped(Event, frozen=True):
     """A server wrote something that is no message; size in bytes."""
 
     server: str
     size: int
 
 
-@frozen
-class CircuitOpened(Event):
+class CircuitOpened(Event, frozen=True):
     """A server keeps failing and is left alone; seconds: for how long. Again for each probe."""
 
     server: str
     seconds: float
 
 
-@frozen
-class CircuitClosed(Event):
+class CircuitClosed(Event, frozen=True):
     """A server that was left alone works again."""
 
     server: str

@@ -47,14 +47,19 @@ class StreamableEndpoint:
     shared: Shared
     ladder: Ladder
     log: Logger = field(factory=Logger, init=False)
+    _entrances: dict[bytes, Entrance] = field(factory=dict, init=False)
+    """By path: the server's own, and the default's."""
 
     transparent = False
     """Whether its relays pass the server's own streams on, where it has any."""
 
     def serve(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the endpoint at `path`."""
-        methods = (b"POST", b"GET", b"DELETE")
-        entrance = Entrance(self.server, path, methods, sessionless=self.sessionless)
+        entrance = self._entrances.get(path)
+        if entrance is None:
+            methods = (b"POST", b"GET", b"DELETE")
+            entrance = Entrance(self.server, path, methods, sessionless=self.sessionless)
+            self._entrances[path] = entrance
         self.ladder.climb(exchange, entrance, self._admitted)
 
     def sessionless(self) -> bool | None:
@@ -85,13 +90,15 @@ class StreamableEndpoint:
         method = admitted.exchange.head.method
         if session is not None:
             relay = relayOf(session)
-            if method == b"POST":
+            if message is not None and message.kind is Kind.REQUEST:
+                self._call(admitted, relay, message)
+            elif method == b"POST":
                 self.post(admitted, relay)
             elif method == b"GET":
                 self.get(admitted, relay)
             else:
                 self._delete(admitted, session)
-        elif message is not None and self.ladder.claims(admitted.exchange.head, message):
+        elif admitted.claim is not None:
             # A modern notification: there is nothing of the modern era it could reach.
             admitted.exchange.answer(202, ())
         elif message is not None and message.method == "initialize" and message.id is not None:

@@ -49,7 +49,7 @@ from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode
 from gateway.wire.exchange import Exchange, RequestHead
 from gateway.wire.headers import forwardableHeaders
 from gateway.wire.refusals import Refusal
-from gateway.wire.revisions import MODERN, allowsBatches, claimedVersion, versionIsTolerable
+from gateway.wire.revisions import LEGACY, MODERN, allowsBatches, claimedVersion, versionIsTolerable
 
 __all__ = ["Admitted", "Entrance", "Ladder", "Naming"]
 
@@ -78,11 +78,35 @@ class Entrance:
     methods: tuple[bytes, ...]
     naming: Naming = Naming.HEADER
     sessionless: Callable[[], bool | None] = lambda: False
+    transport: str = field(init=False)
+
+    @transport.default
+    def _transport(self) -> str:
+        return self.naming.value
 
     @property
     def allow(self) -> bytes:
         """The value of Allow."""
         return b", ".join((*self.methods, b"OPTIONS"))
+
+
+@define(eq=False)
+class Found:
+    """
+    What rungs 3 to 7 found of a head. Clients send the same again and again, and then this holds.
+
+    json, events: what the client accepts. version: its MCP-Protocol-Version. sessions: the ids that
+    it names. tolerated: whether its version goes with any legacy session. refusal: of rung 7.
+    """
+
+    entrance: Entrance
+    context: CallContext
+    json: bool
+    events: bool
+    version: str | None
+    sessions: list[bytes]
+    tolerated: bool
+    refusal: Refusal | None = None
 
 
 @define(eq=False)
@@ -99,11 +123,13 @@ class Admitted:
     context: CallContext
     json: bool
     events: bool
+    version: str | None
     message: Message | None = None
     batch: list[Message | NotAMessage] | None = None
     session: Session | None = None
     refusal: Refusal | None = None
     id: bytes | None = None
+    claim: str | None = None
 
 
 Then = Callable[[Admitted], None]
@@ -114,12 +140,24 @@ class Ladder:
     """Judges requests; what comes up is handed to a proxy, everything else is answered here."""
 
     shared: Shared
+    _judges: tuple[tuple[str, Callable[[Admitted], Refusal | None]], ...] = field(init=False)
     _log: Logger = field(factory=Logger, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._judges = (
+            ("message", self._message),
+            ("era", self._era),
+            ("version", self._tolerable),
+        )
 
     def foot(self, exchange: Exchange) -> bool:
         """Rungs 1 and 2. Returns whether the request goes on; otherwise it is answered."""
+        if exchange.found is not None:
+            exchange.allowed = True
+            return True
         refusal = self.shared.guard.judge(exchange.head)
         if refusal is None:
+            exchange.allowed = True
             return True
         self.refuse(exchange, refusal, "framing" if refusal.status == 400 else "host, origin")
         return False
@@ -127,19 +165,22 @@ class Ladder:
     def climb(self, exchange: Exchange, entrance: Entrance, then: Then) -> None:
         """Rungs 3 to 13."""
         head = exchange.head
-        if head.path.removesuffix(b"/") != entrance.path:
-            return self.refuse(exchange, refusals.notFound(), "route")
-        if head.method == b"OPTIONS":
-            preflight = crossorigin.preflight(head, entrance.allow)
-            return exchange.answer(204, preflight)
-        if head.method not in entrance.methods:
-            refusal = refusals.methodNotAllowed(entrance.allow)
-            return self.refuse(exchange, refusal, "method")
+        found = exchange.found
+        if found is None or found.entrance is not entrance:
+            if head.path.removesuffix(b"/") != entrance.path:
+                return self.refuse(exchange, refusals.notFound(), "route")
+            if head.method == b"OPTIONS":
+                preflight = crossorigin.preflight(head, entrance.allow)
+                return exchange.answer(204, preflight)
+            if head.method not in entrance.methods:
+                refusal = refusals.methodNotAllowed(entrance.allow)
+                return self.refuse(exchange, refusal, "method")
         try:
             principal = self.shared.authenticator.authenticate(head)
         except NotAuthenticated as error:
             return self._notAuthenticated(exchange, error)
-        if isinstance(principal, Deferred):
+        # Not the other way round: whether something is a Deferred is dear to ask.
+        if not isinstance(principal, Principal):
             return self._awaited(principal, exchange, entrance, then)
         return self._authenticated(exchange, entrance, principal, then)
 
@@ -176,6 +217,31 @@ class Ladder:
         self, exchange: Exchange, entrance: Entrance, principal: Principal, then: Then
     ) -> None:
         head = exchange.head
+        found: Found | None = exchange.found
+        if (
+            found is None
+            or found.entrance is not entrance
+            or found.context.principal is not principal
+        ):
+            found = self._find(head, entrance, principal)
+        context, late = found.context, found.refusal
+        if not self.shared.policy.admits(context):
+            return self.refuse(exchange, refusals.notPermitted(), "authorization")
+        if late is None:
+            exchange.found = found
+        elif late.status == 413 or entrance.naming is Naming.HEADER or head.method != b"POST":
+            if late.status == 413:
+                self.shared.observer.observed(BoundReached("max_body", context.server))
+            return self.refuse(exchange, late, "content")
+        admitted = Admitted(exchange, context, found.json, found.events, found.version)
+        if head.method != b"POST":
+            return self._named(admitted, found, None, then)
+        return exchange.collect(
+            self.shared.limits.max_body,
+            lambda body: self._collected(admitted, found, body, then),
+        )
+
+    def _find(self, head: RequestHead, entrance: Entrance, principal: Principal) -> Found:
         settings = entrance.server.settings
         context = CallContext(
             server=entrance.server.name,
@@ -187,27 +253,26 @@ class Ladder:
             tls=head.tls,
             host=head.header(b"host") or b"",
         )
-        if not self.shared.policy.admits(context):
-            return self.refuse(exchange, refusals.notPermitted(), "authorization")
         json, events = accepts(b",".join(head.headerValues(b"accept")))
-        admitted = Admitted(exchange, context, json, events)
-        late = self._content(head, admitted, entrance.naming)
-        travels = entrance.naming is Naming.QUERY and head.method == b"POST"
-        if late is not None and (not travels or late.status == 413):
-            if late.status == 413:
-                self.shared.observer.observed(BoundReached("max_body", context.server))
-            return self.refuse(exchange, late, "content")
-        if head.method != b"POST":
-            return self._named(admitted, entrance, None, then)
-        limit = self.shared.limits.max_body
-        return exchange.collect(
-            limit, lambda body: self._collected(admitted, entrance, late, body, then)
+        version = head.header(b"mcp-protocol-version")
+        found = Found(
+            entrance,
+            context,
+            json,
+            events,
+            None if version is None else version.decode("latin-1").strip(),
+            head.headerValues(b"mcp-session-id")
+            if entrance.naming is Naming.HEADER
+            else _queried(head.query),
+            version is None or version.decode("latin-1").strip() in LEGACY,
         )
+        found.refusal = self._content(head, found)
+        return found
 
-    def _content(self, head: RequestHead, admitted: Admitted, naming: Naming) -> Refusal | None:
+    def _content(self, head: RequestHead, found: Found) -> Refusal | None:
         """Rung 7."""
         if head.method == b"GET":
-            return None if admitted.events else refusals.notAcceptable("text/event-stream")
+            return None if found.events else refusals.notAcceptable("text/event-stream")
         if head.method != b"POST":
             return None
         declared = head.header(b"content-length")
@@ -217,21 +282,15 @@ class Ladder:
         kinds = head.headerValues(b"content-type")
         if len(kinds) != 1 or not isJSON(kinds[0]):
             return refusals.unsupportedMediaType()
-        if naming is Naming.HEADER and not (admitted.json or admitted.events):
+        if found.entrance.naming is Naming.HEADER and not (found.json or found.events):
             return refusals.notAcceptable("application/json or text/event-stream")
         return None
 
-    def _collected(
-        self,
-        admitted: Admitted,
-        entrance: Entrance,
-        late: Refusal | None,
-        body: bytes | None,
-        then: Then,
-    ) -> None:
+    def _collected(self, admitted: Admitted, found: Found, body: bytes | None, then: Then) -> None:
         """Rung 8, and as much of 10 and 11 as rung 9 needs to know."""
+        late = found.refusal
         if body is None:
-            self.shared.observer.observed(BoundReached("max_body", entrance.server.name))
+            self.shared.observer.observed(BoundReached("max_body", found.context.server))
             refusal = refusals.tooLarge(self.shared.limits.max_body)
             return self.refuse(admitted.exchange, refusal, "body")
         admitted.refusal = late
@@ -246,39 +305,40 @@ class Ladder:
             if isinstance(decoded, Message):
                 admitted.message = decoded
                 admitted.id = decoded.id if decoded.kind is not Kind.RESPONSE else None
+                admitted.claim = claimedVersion(decoded, admitted.version)
             else:
                 admitted.batch = decoded
-        return self._named(admitted, entrance, admitted.message, then)
+        return self._named(admitted, found, admitted.message, then)
 
     # Rung 9.
 
-    def _named(
-        self, admitted: Admitted, entrance: Entrance, message: Message | None, then: Then
-    ) -> None:
-        head = admitted.exchange.head
-        if entrance.naming is Naming.HEADER:
-            if message is not None and (
-                (message.method == "initialize" and message.kind is Kind.REQUEST)
-                or self.claims(head, message)
-            ):
-                return self._judged(admitted, entrance, then)
-            if head.method != b"POST" and self._version(head) in MODERN:
-                return self._postOnly(admitted)
-            names = head.headerValues(b"mcp-session-id")
-        else:
-            if head.method == b"GET":
+    def _named(self, admitted: Admitted, found: Found, message: Message | None, then: Then) -> None:
+        entrance, method = found.entrance, admitted.exchange.head.method
+        if entrance.naming is Naming.QUERY:
+            if method == b"GET":
                 return then(admitted)
-            names = _queried(head.query)
+        elif message is None:
+            if method != b"POST" and admitted.version in MODERN:
+                return self._postOnly(admitted)
+        elif admitted.claim is not None or (
+            message.method == "initialize" and message.kind is Kind.REQUEST
+        ):
+            return self._judged(admitted, entrance, then)
+        names = found.sessions
         if not names:
             return self._unnamed(admitted, entrance, then)
         name = names[0].decode("latin-1") if len(names) == 1 else ""
-        server, principal = entrance.server.name, admitted.context.principal
-        starts = head.method != b"DELETE" and (message is None or message.kind is Kind.REQUEST)
+        server, principal = found.context.server, found.context.principal
+        starts = method != b"DELETE" and (message is None or message.kind is Kind.REQUEST)
         session = self.shared.registry.find(name, server, principal, starts=starts)
         # What is another transport's session does not exist for this one.
-        if session is not None and session.record.transport == entrance.naming.value:
+        if session is not None and session.record.transport == entrance.transport:
             admitted.session = session
             session.use(self.shared.clock.seconds())
+            plain = found.tolerated and admitted.claim is None
+            if plain and message is not None and admitted.refusal is None:
+                # Nothing is left to judge of a legacy message.
+                return then(admitted)
             return self._judged(admitted, entrance, then)
         located = self.shared.registry.locate(name, server, principal)
         located.addCallback(self._located, admitted)
@@ -303,7 +363,7 @@ class Ladder:
             refusal = refusals.notAMessage("a batch is not allowed here")
             return self.refuse(admitted.exchange, refusal, "message")
         message = admitted.message
-        if message is not None and self._version(admitted.exchange.head) in MODERN:
+        if message is not None and admitted.version in MODERN:
             refusal = refusals.headersDisagree("params._meta has no protocolVersion")
             return self.refuse(admitted.exchange, refusal, "era", admitted.id)
         refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
@@ -319,11 +379,8 @@ class Ladder:
         late = entrance.naming is Naming.QUERY
         if admitted.refusal is not None:
             return then(admitted) if late else self._refuseLate(admitted)
-        for rung, refusal in (
-            ("message", self._message(admitted)),
-            ("era", self._era(admitted)),
-            ("version", self._tolerable(admitted, entrance)),
-        ):
+        for rung, judge in self._judges:
+            refusal = judge(admitted)
             if refusal is not None:
                 admitted.refusal = refusal
                 return then(admitted) if late else self._refuseLate(admitted, rung)
@@ -357,8 +414,7 @@ class Ladder:
         message = admitted.message
         if message is None:
             return None
-        header = self._version(admitted.exchange.head)
-        claim = claimedVersion(message, header)
+        header, claim = admitted.version, admitted.claim
         if claim is not None:
             if message.kind is Kind.NOTIFICATION:
                 return None
@@ -369,25 +425,18 @@ class Ladder:
             return refusals.headersDisagree("params._meta has no protocolVersion")
         return None
 
-    def _tolerable(self, admitted: Admitted, entrance: Entrance) -> Refusal | None:
+    def _tolerable(self, admitted: Admitted) -> Refusal | None:
         """Rung 13."""
         message = admitted.message
-        header = self._version(admitted.exchange.head)
-        if message is not None and (
-            message.method == "initialize" or self.claims(admitted.exchange.head, message)
-        ):
+        if message is not None and (message.method == "initialize" or admitted.claim is not None):
             return None
         session = admitted.session
         revision = session.record.revision if session is not None else ""
-        return None if versionIsTolerable(header, revision) else refusals.unsupportedVersion()
-
-    def claims(self, head: RequestHead, message: Message) -> bool:
-        """Whether a message is of the modern era."""
-        return claimedVersion(message, self._version(head)) is not None
-
-    def _version(self, head: RequestHead) -> str | None:
-        value = head.header(b"mcp-protocol-version")
-        return None if value is None else value.decode("latin-1").strip()
+        return (
+            None
+            if versionIsTolerable(admitted.version, revision)
+            else refusals.unsupportedVersion()
+        )
 
     def refuse(
         self, exchange: Exchange, refusal: Refusal, rung: str, id: bytes | None = None

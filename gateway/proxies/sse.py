@@ -80,17 +80,23 @@ class SSEProxy:
     server: IServer
     shared: Shared
     ladder: Ladder
+    _entrances: dict[bytes, Entrance] = field(factory=dict, init=False)
     _log: Logger = field(factory=Logger, init=False)
 
     def serveStream(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the stream's endpoint, `path`."""
-        entrance = Entrance(self.server, path, (b"GET",), Naming.QUERY)
-        self.ladder.climb(exchange, entrance, self._opened)
+        self.ladder.climb(exchange, self._entrance(path, b"GET"), self._opened)
 
     def serveMessages(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the messages' endpoint, `path`."""
-        entrance = Entrance(self.server, path, (b"POST",), Naming.QUERY)
-        self.ladder.climb(exchange, entrance, self._posted)
+        self.ladder.climb(exchange, self._entrance(path, b"POST"), self._posted)
+
+    def _entrance(self, path: bytes, method: bytes) -> Entrance:
+        entrance = self._entrances.get(path)
+        if entrance is None:
+            entrance = Entrance(self.server, path, (method,), Naming.QUERY)
+            self._entrances[path] = entrance
+        return entrance
 
     # GET
 

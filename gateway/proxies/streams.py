@@ -9,7 +9,6 @@ requests are refused once it holds `max_stream_bytes`; answers have a budget of 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -58,7 +57,7 @@ class ClientStream:
     watch: ReaderWatch | None = None
     closed: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
-    _outbox: deque[tuple[bytes, int]] = field(factory=deque, init=False)
+    _outbox: list[tuple[bytes, int]] = field(factory=list, init=False)
     _held: int = field(default=0, init=False)
     _blockedSince: float | None = field(default=None, init=False)
     _lastWrite: float = field(init=False)
@@ -131,7 +130,7 @@ class ClientStream:
         now = self.shared.clock.seconds()
         self._lastWrite = now
         while self._outbox:
-            data, room = self._outbox.popleft()
+            data, room = self._outbox.pop(0)
             self._held -= room
             if not self.sink.write(data):
                 self._blockedSince = now

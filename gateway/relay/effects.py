@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, field, frozen
+import msgspec
 
 from gateway.links.interfaces import ILink
 from gateway.observe.observer import Event
@@ -17,13 +17,12 @@ __all__ = [
     "Effect",
     "Forget",
     "Forward",
-    "Happened",
     "OwnEnded",
 ]
 
 
-@define(eq=False)
-class Call:
+# Structs, and no attrs classes: each call makes some (see `gateway.wire.envelope`).
+class Call(msgspec.Struct, eq=False):
     """
     A request of the client that runs.
 
@@ -49,14 +48,13 @@ class Call:
     deadline: float
     cap: float
     present: bool = True
-    cancelling: float | None = field(default=None)
+    cancelling: float | None = None
     via: ILink | None = None
     replayed: bool = False
     numbered: bool = False
 
 
-@frozen
-class Forward:
+class Forward(msgspec.Struct, frozen=True):
     """Send a message to the server; call: the request it is, None for anything else."""
 
     message: Message
@@ -64,16 +62,14 @@ class Forward:
     context: CallContext | None = None
 
 
-@frozen
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True):
     """Send a message to the client on a stream: a target of a call, or an attached stream."""
 
     message: Message
     target: object
 
 
-@frozen
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """Give a call its answer; failed: `data.reason` where the gateway made the answer."""
 
     call: Call
@@ -81,31 +77,22 @@ class Answer:
     failed: str = ""
 
 
-@frozen
-class Forget:
+class Forget(msgspec.Struct, frozen=True):
     """The link need not wait for this call any more."""
 
     call: Call
 
 
-@frozen
-class OwnEnded:
+class OwnEnded(msgspec.Struct, frozen=True):
     """A request of the gateway's own is over; granted: the server answered with a result."""
 
     call: Call
     granted: bool
 
 
-@frozen
-class Changed:
+class Changed(msgspec.Struct, frozen=True):
     """The session's record changed."""
 
 
-@frozen
-class Happened:
-    """Tell the observer."""
-
-    event: Event
-
-
-Effect = Forward | Deliver | Answer | Forget | OwnEnded | Changed | Happened
+Effect = Forward | Deliver | Answer | Forget | OwnEnded | Changed | Event
+"""An event is to be told to the observer."""

@@ -45,6 +45,8 @@ from gateway.wire.refusals import Reason
 
 __all__ = ["IKeptListener", "LinkKeeper"]
 
+_log = Logger()
+
 _CREDENTIALS_REFUSED = (401, 403)
 """The HTTP statuses by which a server refuses who asks, not to work."""
 
@@ -137,7 +139,6 @@ class LinkKeeper:
     _youngDeaths: int = 0
     _retired: list[ILink] = field(factory=list)
     _closings: list[Deferred[None]] = field(factory=list)
-    _log: Logger = field(factory=Logger, init=False)
 
     def acquire(self, context: CallContext) -> Deferred[ILink]:
         """
@@ -304,7 +305,7 @@ class LinkKeeper:
         def closed(result: object) -> None:
             self._closings.remove(closing)
             if isinstance(result, Failure):
-                self._log.failure("while a link closed", result)
+                _log.failure("while a link closed", result)
 
         closing.addBoth(closed)
 

@@ -29,7 +29,7 @@ class Readers:
     perOrigin: bool = False
     link: ILink | None = None
     _targets: dict[object, object] = field(factory=dict)
-    _blocked: set[object] = field(factory=set)
+    _blocked: dict[object, None] = field(factory=dict)
     _holding: bool = False
 
     @property
@@ -58,7 +58,7 @@ class Readers:
 
     def blocked(self, reader: object) -> None:
         """Its client does not read."""
-        self._blocked.add(reader)
+        self._blocked[reader] = None
         if self.perOrigin:
             self._each(reader, hold=True)
         else:
@@ -68,7 +68,7 @@ class Readers:
         """It reads again."""
         if reader not in self._blocked:
             return
-        self._blocked.discard(reader)
+        self._blocked.pop(reader, None)
         if self.perOrigin:
             self._each(reader, hold=False)
         else:

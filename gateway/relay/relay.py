@@ -28,6 +28,7 @@ from gateway.links.interfaces import (
 from gateway.observe.observer import (
     CallAnswered,
     CallFailed,
+    Event,
     IObserver,
     MessageDropped,
     SessionRecovered,
@@ -35,7 +36,6 @@ from gateway.observe.observer import (
 from gateway.relay.effects import (
     Answer,
     Call,
-    Changed,
     Deliver,
     Effect,
     Forget,
@@ -58,6 +58,10 @@ from gateway.wire.refusals import Reason, callFailed
 
 __all__ = ["Relay", "Target"]
 
+_log = Logger()
+
+
+_NEVER = float("inf")
 
 _ENDINGS = {
     "lost": (Reason.SERVER_EXITED, "the session is lost"),
@@ -99,8 +103,8 @@ class Relay:
     _streams: dict[object, ILink] = field(factory=dict, init=False)
     """Whose stream a client's is, straight through."""
     _timer: IDelayedCall | None = field(default=None, init=False)
+    _dueAt: float = field(default=_NEVER, init=False)
     _judges: bool = field(init=False)
-    _log: Logger = field(factory=Logger, init=False)
 
     def __attrs_post_init__(self) -> None:
         settings = self.server.settings
@@ -497,17 +501,17 @@ class Relay:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
                     undone = self.router.undeliverable(effect.message, self.clock.seconds())
                     self._do(undone)
+            elif isinstance(effect, Event):
+                self.observer.observed(effect)
             elif isinstance(effect, Forget):
                 if effect.call.via is not None:
                     effect.call.via.cancel(effect.call)
             elif isinstance(effect, OwnEnded):
                 self.repeats.ended(effect.call, effect.granted)
-            elif isinstance(effect, Changed):
-                self.registry.changed(self.session).addErrback(
-                    lambda failure: self._log.failure("a session's change is not stored", failure)
-                )
             else:
-                self.observer.observed(effect.event)
+                self.registry.changed(self.session).addErrback(
+                    lambda failure: _log.failure("a session's change is not stored", failure)
+                )
         self._arm()
 
     def _forward(self, effect: Forward) -> None:
@@ -536,23 +540,22 @@ class Relay:
 
     def _arm(self) -> None:
         soonest = self.router.soonest
-        if soonest == float("inf") or self.session.ended:
+        if soonest >= self._dueAt or self.session.ended:
             return
-        if self._timer is not None and self._timer.active():
-            if self._timer.getTime() <= soonest:
-                return
+        if self._timer is not None:
             self._timer.cancel()
+        self._dueAt = soonest
         self._timer = self.clock.callLater(max(0.0, soonest - self.clock.seconds()), self._due)
 
     def _due(self) -> None:
-        self._timer = None
+        self._timer, self._dueAt = None, _NEVER
         self._do(self.router.expired(self.clock.seconds()))
         self._tidy()
 
     # The end.
 
     def _sessionEnded(self, reason: str) -> None:
-        if self._timer is not None and self._timer.active():
+        if self._timer is not None:
             self._timer.cancel()
         self._timer = None
         self.repeats.forget()
@@ -564,7 +567,7 @@ class Relay:
             stream.close()  # type: ignore[attr-defined]
         self.sender.forget()
         self.closing = Deferred.fromCoroutine(self._keeper.close())
-        self.closing.addErrback(lambda failure: self._log.failure("while a link closed", failure))
+        self.closing.addErrback(lambda failure: _log.failure("while a link closed", failure))
 
     def _withdraw(self, call: Call, reason: str) -> None:
         if call.target is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from attrs import define, field
@@ -32,8 +31,8 @@ class Repeats:
     failed: Callable[[], None]
     _link: ILink | None = field(default=None, init=False)
     _context: CallContext | None = field(default=None, init=False)
-    _left: deque[Message] = field(factory=deque, init=False)
-    _running: set[Call] = field(factory=set, init=False)
+    _left: list[Message] = field(factory=list, init=False)
+    _running: dict[Call, None] = field(factory=dict, init=False)
 
     def start(self, requests: list[Message], link: ILink, context: CallContext) -> None:
         """Send these, in order; those for an earlier link are forgotten."""
@@ -49,13 +48,13 @@ class Repeats:
             call = self.send(self._left[0], self._link, self._context)
             if call is None:
                 return
-            self._left.popleft()
-            self._running.add(call)
+            self._left.pop(0)
+            self._running[call] = None
 
     def ended(self, call: Call, granted: bool) -> None:
         """A request of the gateway's own is over."""
         if call in self._running:
-            self._running.discard(call)
+            del self._running[call]
             if not granted:
                 self.failed()
             self.more()

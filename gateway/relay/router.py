@@ -35,7 +35,6 @@ from gateway.relay.effects import (
     Effect,
     Forget,
     Forward,
-    Happened,
     OwnEnded,
 )
 from gateway.relay.questions import Questions
@@ -97,7 +96,7 @@ class Router:
     _waiting: WaitingRoom = field(init=False)
     _pausedSince: float | None = field(default=None, init=False)
     _lastID: int = field(default=0, init=False)
-    _capabilities: frozenset[str] = field(default=frozenset(), init=False)
+    _capabilities: tuple[str, ...] = field(default=(), init=False)
 
     def __attrs_post_init__(self) -> None:
         self._routes = Routes(self.calls, self.strict)
@@ -111,7 +110,7 @@ class Router:
     def greeted(self) -> None:
         """The record's `initialize` is new: learn what the client can do."""
         declared = members(self.record.initialize).get("capabilities")
-        self._capabilities = frozenset(members(declared))
+        self._capabilities = tuple(members(declared))
 
     # From the client.
 
@@ -136,13 +135,13 @@ class Router:
         if target is not None and self._isFull():
             answer = callFailed(call.id, Reason.OVERLOADED, "too many calls run in this session")
             return [
-                Happened(BoundReached("max_calls", server)),
+                BoundReached("max_calls", server),
                 Answer(call, answer, Reason.OVERLOADED.value),
             ]
         self.calls[call.upstream] = call
         self._due(min(call.deadline, call.cap))
         effects: list[Effect] = [
-            Happened(CallStarted(server, message.method)),
+            CallStarted(server, message.method),
             Forward(self.towardsServer(call), call, context),
         ]
         if streams and self._waiting:
@@ -249,7 +248,7 @@ class Router:
             effects.append(Changed())
             if len(self.record.subscriptions) > self.limits.max_subscriptions:
                 del self.record.subscriptions[0]
-                effects.append(Happened(BoundReached("max_subscriptions", self.record.server)))
+                effects.append(BoundReached("max_subscriptions", self.record.server))
         if call.target is None:
             return [*effects, OwnEnded(call, granted)]
         if not call.present and origin in self._routes.attached:
@@ -281,7 +280,7 @@ class Router:
             return [self._refused(message.id, -32601, why, context)]
         if len(self._questions) >= self.limits.max_server_requests:
             return [
-                Happened(BoundReached("max_server_requests", self.record.server)),
+                BoundReached("max_server_requests", self.record.server),
                 self._refused(message.id, -32603, "Too many requests wait for the client", context),
             ]
         until = now + self.max_timeout
@@ -365,7 +364,7 @@ class Router:
     def _wait(self, message: Message, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for bound, dropped in self._waiting.add(message, now):
-            effects.append(Happened(BoundReached(bound, self.record.server)))
+            effects.append(BoundReached(bound, self.record.server))
             effects += self._unheard(dropped, now)
         self._due(self._waiting.due)
         return effects
@@ -458,7 +457,7 @@ class Router:
         for call in list(self.calls.values()):
             effects += self._expiredCall(call, now)
         for message in self._waiting.takeDue(now):
-            effects.append(Happened(BoundReached("queued_for", self.record.server)))
+            effects.append(BoundReached("queued_for", self.record.server))
             effects += self._unheard(message, now)
         for ours in self._questions.overdue(now):
             question = self._questions.find(ours)
@@ -485,7 +484,7 @@ class Router:
         del self.calls[call.upstream]
         if call.cancelling is not None:
             return [
-                Happened(BoundReached("cancel_wait", self.record.server)),
+                BoundReached("cancel_wait", self.record.server),
                 Forget(call),
                 *self._failed(call, Reason.CANCELLED, "the call was cancelled"),
             ]
@@ -525,5 +524,5 @@ class Router:
     ) -> Forward:
         return Forward(errorMessage(id, code, message), None, context)
 
-    def _dropped(self, why: str) -> Happened:
-        return Happened(MessageDropped(self.record.server, why))
+    def _dropped(self, why: str) -> MessageDropped:
+        return MessageDropped(self.record.server, why)

@@ -7,7 +7,6 @@ once more on the next link. A second refusal ends the session.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 from attrs import define, field
@@ -26,6 +25,8 @@ from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import Reason
 
 __all__ = ["Note", "Sender", "SessionOver"]
+
+_log = Logger()
 
 
 class SessionOver(Exception):
@@ -82,14 +83,13 @@ class Sender:
     name: str
     notes: bool
     endsWithLink: bool
-    _outgoing: deque[tuple[Message, Call | Note | None, CallContext]] = field(
-        factory=deque, init=False
+    _outgoing: list[tuple[Message, Call | Note | None, CallContext]] = field(
+        factory=list, init=False
     )
     _held: int = field(default=0, init=False)
-    _followed: set[Note] = field(factory=set, init=False)
-    _notes: set[Note] = field(factory=set, init=False)
+    _followed: dict[Note, None] = field(factory=dict, init=False)
+    _notes: dict[Note, None] = field(factory=dict, init=False)
     """Those whose end is not known, though nobody may wait for it any more."""
-    _log: Logger = field(factory=Logger, init=False)
 
     def send(self, message: Message, call: Call | Note | None, context: CallContext) -> bool:
         """Send, or wait for the link. False: not taken, a queue is full."""
@@ -119,7 +119,7 @@ class Sender:
         if len(self._outgoing) == 1:
             acquired = self.keeper.acquire(context)
             acquired.addCallbacks(lambda _: self._linked(), self._notLinked)
-            acquired.addErrback(lambda failure: self._log.failure("while sending", failure))
+            acquired.addErrback(lambda failure: _log.failure("while sending", failure))
 
     def again(self, message: Message, call: Call | Note) -> None:
         """The server refused this for its session is lost: once more on the next link."""
@@ -154,11 +154,11 @@ class Sender:
         if note.taken.called:
             return note.taken
         timer = self.clock.callLater(self.limits.queue_wait, self._waited, note)
-        self._followed.add(note)
-        self._notes.add(note)
+        self._followed[note] = None
+        self._notes[note] = None
 
         def taken(_: None) -> None:
-            self._followed.discard(note)
+            self._followed.pop(note, None)
             if timer.active():
                 timer.cancel()
 
@@ -166,7 +166,7 @@ class Sender:
 
     def ended(self, note: Note) -> None:
         """The server took a note, or never will."""
-        self._notes.discard(note)
+        self._notes.pop(note, None)
         note.done()
 
     def lost(self, link: ILink | None) -> None:
@@ -178,8 +178,8 @@ class Sender:
         """Whether a note is on its way on a link."""
         return any(note.via is link for note in self._notes)
 
-    def _taken(self) -> deque[tuple[Message, Call | Note | None, CallContext]]:
-        outgoing, self._outgoing, self._held = self._outgoing, deque(), 0
+    def _taken(self) -> list[tuple[Message, Call | Note | None, CallContext]]:
+        outgoing, self._outgoing, self._held = self._outgoing, [], 0
         return outgoing
 
     def _waited(self, note: Note) -> None:
@@ -203,7 +203,7 @@ class Sender:
         if isinstance(error, SessionOver) or (self.endsWithLink and isinstance(error, LinkFailed)):
             self.outcome.over()
         elif not isinstance(error, LinkFailed):
-            self._log.failure("a handshake broke", failure)
+            _log.failure("a handshake broke", failure)
             error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
         for _, call, _ in outgoing:
             if not isinstance(call, Call):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from hashlib import blake2b
 
 from attrs import define, field
@@ -46,7 +46,7 @@ class NumberedStream:
     ended: bool = False
     forgotten: int = 0
     bound: str = ""
-    _kept: deque[_Logged] = field(factory=deque, init=False)
+    _kept: list[_Logged] = field(factory=list, init=False)
 
 
 @define(eq=False)
@@ -56,6 +56,10 @@ class _Logged:
     data: bytes
     until: float
     final: bool
+
+
+# What most sessions have; never written to.
+_NOTHING: OrderedDict[_Logged, None] = OrderedDict()
 
 
 @define(eq=False)
@@ -70,16 +74,20 @@ class _Shelf:
     mostBytes: int
     sizeBound: str
     size: int = 0
-    events: OrderedDict[_Logged, None] = field(factory=OrderedDict)
-    _first: OrderedDict[_Logged, None] = field(factory=OrderedDict)
+    events: OrderedDict[_Logged, None] = field(default=_NOTHING)
+    _first: OrderedDict[_Logged, None] = field(default=_NOTHING)
 
     def put(self, event: _Logged) -> None:
+        if self.events is _NOTHING:
+            self.events = OrderedDict()
         self.events[event] = None
         self.size += len(event.data)
 
     def letGoFirst(self, event: _Logged) -> None:
         """Of what is too much, this goes before what was not named here."""
         if event in self.events:
+            if self._first is _NOTHING:
+                self._first = OrderedDict()
             self._first[event] = None
 
     def take(self, event: _Logged) -> None:

@@ -208,7 +208,9 @@ class SessionRegistry:
         if session is None:
             return None
         record = session.record
-        if record.server != server or record.principal != principal:
+        if record.server != server:
+            return None
+        if record.principal is not principal and record.principal != principal:
             return None
         if session.ended:
             return None

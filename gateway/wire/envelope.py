@@ -28,9 +28,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 
 import msgspec
-from attrs import define, field
 from msgspec import Raw
 
 from gateway.wire.strictjson import (
@@ -41,6 +41,7 @@ from gateway.wire.strictjson import (
     fieldsOf,
     members,
     parsed,
+    plainFieldsOf,
     quote,
     text,
     unmasked,
@@ -72,6 +73,7 @@ MAX_ID = 4096
 MAX_BATCH = 10_000
 
 _WS = b" \t\n\r"
+_NUMBER = frozenset(b"-0123456789")
 _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
 
 _decodeItems = msgspec.json.Decoder(list[Raw]).decode
@@ -99,8 +101,8 @@ class Kind(Enum):
     RESPONSE = "response"
 
 
-@define(slots=True, eq=False)
-class Message:
+# A Struct, and no attrs class, for a call makes four of them: 0.1 µs each in place of 0.4.
+class Message(msgspec.Struct, eq=False):
     """
     One JSON-RPC message.
 
@@ -108,17 +110,20 @@ class Message:
     fields: every member in order, values as spelled.
     id: the id as spelled; None for a notification.
     method: the decoded method; "" for a response.
+    plain: whether it is known to have no `params._meta`.
     """
 
     kind: Kind
     fields: dict[str, Raw]
     id: bytes | None
     method: str = ""
-    _params: dict[str, Raw] | None = field(default=None, init=False)
+    plain: bool = False
+    _params: dict[str, Raw] | None = None
 
     def encode(self) -> bytes:
         """The message as one line of JSON, without the line's end."""
-        return _oneLine(_encode(self.fields))
+        data = _encode(self.fields)
+        return _oneLine(data) if b"\n" in data or b"\r" in data else data
 
     @property
     def isError(self) -> bool:
@@ -139,12 +144,7 @@ class Message:
 
     def meta(self, name: str) -> bytes | None:
         """A member of `params._meta` as spelled, or None."""
-        raw = self.fields.get("params")
-        if raw is None:
-            return None
-        # Scanning for the key first spares large params a second parse; an escape may hide it.
-        whole = bytes(raw)
-        if b'"_meta"' not in whole and b"\\u" not in whole:
+        if self.plain or "params" not in self.fields:
             return None
         value = members(self.param("_meta")).get(name)
         return None if value is None else bytes(value)
@@ -153,7 +153,7 @@ class Message:
         """The same message under another id (as spelled)."""
         fields = self.fields.copy()
         fields["id"] = Raw(id)
-        return Message(self.kind, fields, id, self.method)
+        return Message(self.kind, fields, id, self.method, self.plain)
 
     def withParam(self, name: str, value: bytes) -> Message:
         """
@@ -217,7 +217,11 @@ def decode(data: bytes) -> Message | list[Message | NotAMessage]:
         exception.
     Raises: NotJSON, NotAMessage.
     """
-    if not data.isascii():
+    if data.isascii():
+        fields = plainFieldsOf(data)
+        if fields is not None:
+            return _message(fields, b'"_meta"' not in data and b"\\u" not in data)
+    else:
         try:
             data.decode("utf-8")
         except UnicodeDecodeError:
@@ -226,7 +230,8 @@ def decode(data: bytes) -> Message | list[Message | NotAMessage]:
     if start in (b" ", b"\t", b"\n", b"\r"):
         start = data.lstrip(_WS)[:1]
     if start == b"{":
-        return _message(fieldsOf(data))
+        # Looking for the key spares large params a second parse; an escape may hide it.
+        return _message(fieldsOf(data), b'"_meta"' not in data and b"\\u" not in data)
     if start == b"[":
         return _batch(data)
     parsed(_decodeAny, data)
@@ -270,9 +275,9 @@ def _member(data: bytes) -> Message | NotAMessage:
         return NotAMessage(str(error))
 
 
-def _message(fields: dict[str, Raw]) -> Message:
+def _message(fields: dict[str, Raw], plain: bool = False) -> Message:
     """Rules 6 to 9."""
-    id = _id(fields)
+    id = _id(fields["id"]) if "id" in fields else None
     version = fields.get("jsonrpc")
     if version is None or (bytes(version) != b'"2.0"' and text(bytes(version)) != "2.0"):
         raise NotAMessage('"jsonrpc" must be "2.0"', id)
@@ -280,35 +285,41 @@ def _message(fields: dict[str, Raw]) -> Message:
     if raw is not None:
         if "result" in fields or "error" in fields:
             raise NotAMessage("a request has neither result nor error", id)
-        method = text(bytes(raw))
+        name = bytes(raw)
+        method = _method(name) if len(name) <= 64 else text(name)
         if method is None:
             raise NotAMessage('"method" must be a string', id)
         params = fields.get("params")
-        if params is not None and bytes(params)[:1] not in (b"{", b"["):
+        # "{" or "["; a view, for params may be large.
+        if params is not None and memoryview(params)[0] not in (123, 91):
             raise NotAMessage('"params" must be an object or an array', id)
-        return Message(Kind.NOTIFICATION if id is None else Kind.REQUEST, fields, id, method)
+        kind = Kind.NOTIFICATION if id is None else Kind.REQUEST
+        return Message(kind, fields, id, method, plain)
     if ("result" in fields) == ("error" in fields):
         raise NotAMessage('a message has a "method", or one of "result" and "error"', id)
     if id is None:
         raise NotAMessage("a response must have an id")
-    if "error" in fields and bytes(fields["error"])[:1] != b"{":
+    if "error" in fields and memoryview(fields["error"])[0] != 123:
         raise NotAMessage('"error" must be an object', id)
     return Message(Kind.RESPONSE, fields, id)
 
 
-def _id(fields: dict[str, Raw]) -> bytes | None:
-    raw = fields.get("id")
-    if raw is None:
-        return None
+@lru_cache(maxsize=256)
+def _method(raw: bytes) -> str | None:
+    """A decoded method; there are few of them."""
+    return text(raw)
+
+
+def _id(raw: Raw) -> bytes:
     id = bytes(raw)
+    first = id[0]
     if len(id) > MAX_ID:
         raise NotAMessage(f'"id" is over {MAX_ID} bytes')
-    first = id[:1]
-    if first == b'"':
+    if first == 34:
         if text(id) is None:
             raise NotAMessage('"id" holds half a surrogate pair')
         return id
-    if first in b"-0123456789":
+    if first in _NUMBER:
         return id
     raise NotAMessage('"id" must be a string or a number')
 

@@ -8,7 +8,7 @@ whole body) or `open` (an event stream).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -50,10 +50,17 @@ class RequestHead:
         """The first value of a field (lower-case name), or None."""
         return self._first.get(name)
 
+    @property
+    def distinct(self) -> bool:
+        """Whether no field comes twice."""
+        return len(self._first) == len(self.headers)
+
     def headerValues(self, name: bytes) -> list[bytes]:
         """Every value of a field (lower-case name), in order."""
         if name not in self._first:
             return []
+        if self.distinct:
+            return [self._first[name]]
         return [value for key, value in self.headers if key == name]
 
 
@@ -83,11 +90,16 @@ class Exchange(Protocol):
     One request and its one answer.
 
     head: the request's head.
+    allowed: whether its Host and Origin were found to be allowed; set by the ladder.
+    found: what the ladder found of its head; a door that gets the same head again, of the same
+        connection, may give it again.
     onGone: called once when the client vanished before the answer was complete; set by the
         proxy. Never called after the answer ended.
     """
 
     head: RequestHead
+    allowed: bool
+    found: Any
     onGone: Callable[[], None] | None
 
     def collect(self, limit: int, then: Callable[[bytes | None], None]) -> None:
