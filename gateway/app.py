@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 from attrs import define
@@ -18,7 +19,10 @@ from gateway.wire import refusals
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import JSON_TYPE, Refusal
 
-__all__ = ["GatewayApp", "Mount"]
+__all__ = ["GatewayApp", "Mount", "Serve"]
+
+Serve = Callable[[Exchange], None]
+"""Serves an exchange, from the foot of the ladder on."""
 
 
 @define(eq=False)
@@ -81,6 +85,34 @@ class GatewayApp:
     @app.route("/<path:path>")
     def elsewhere(self, request: IRequest, path: str) -> IResource:
         return self._refusing(refusals.notFound())
+
+    def routes(self) -> dict[bytes, Serve]:
+        """
+        Every path of a proxy, as the map above spells them, and who serves it.
+
+        For a door that would rather not ask the map for each request.
+        """
+        adapter = self.app.url_map.bind("")
+        places = [("server", {"name": name}, mount) for name, mount in self.mounts.items()]
+        mount = self._mountOf(self.default)
+        if mount is not None:
+            places.append(("default", {}, mount))
+        table: dict[bytes, Serve] = {}
+        for prefix, values, mount in places:
+            for endpoint, serve in (
+                ("MCP", mount.http.serve),
+                ("SSE", mount.sse.serveStream),
+                ("Messages", mount.sse.serveMessages),
+            ):
+                path = adapter.build(prefix + endpoint, values).encode()
+                table[path] = table[path + b"/"] = partial(self._enter, serve, path)
+        return table
+
+    def _enter(
+        self, serve: Callable[[Exchange, bytes], None], path: bytes, exchange: Exchange
+    ) -> None:
+        if self.ladder.foot(exchange):
+            serve(exchange, path)
 
     def _http(self, name: str | None, path: str) -> IResource:
         mount = self._mountOf(name)

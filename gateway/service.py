@@ -11,7 +11,7 @@ waits until no child and no connection is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -26,11 +26,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from gateway.app import GatewayApp, Mount
+from gateway.app import GatewayApp, Mount, Serve
 from gateway.clock import MonotonicClock
 from gateway.config import Configuration
+from gateway.doors.listener import Listener
 from gateway.doors.resource import Door, MountedDoor
-from gateway.doors.site import GatewaySite, OpenConnections
+from gateway.doors.site import GatewaySite
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
 from gateway.guard.policy import AllowAll, IPolicy
@@ -75,8 +76,9 @@ class _Running:
     reaper: Reaper
     door: Door
     mounted: Door
+    routes: Mapping[bytes, Serve]
     ports: list[IListeningPort] = field(factory=list)
-    connections: list[OpenConnections] = field(factory=list)
+    listeners: list[Listener] = field(factory=list)
 
     def busy(self) -> bool:
         """Whether a call runs."""
@@ -166,12 +168,14 @@ class GatewayService(Service):
 
     def _listen(self, run: _Running, endpoints: Sequence[IStreamServerEndpoint]) -> None:
         for endpoint in endpoints:
-            site = GatewaySite(run.door, run.shared.limits.max_body, reactor=self._reactor)
-            connections = OpenConnections(site)
+            shared = run.shared
+            site = GatewaySite(run.door, self._reactor)
+            listener = Listener(
+                site, shared.limits, shared.clock, shared.observer, routes=run.routes
+            )
             problems: list[Failure] = []
-            listening = endpoint.listen(connections)
-            listening.addCallbacks(run.ports.append, problems.append)
-            run.connections.append(connections)
+            listener.listen(endpoint).addCallbacks(run.ports.append, problems.append)
+            run.listeners.append(listener)
             for problem in problems:
                 problem.raiseException()
 
@@ -205,7 +209,7 @@ class GatewayService(Service):
         root = app.app.resource()
         door, mounted = (Door(ladder, root, mounted=mounted) for mounted in (False, True))
         proxies = [mount.http for mount in mounts.values()]
-        return _Running(shared, servers, proxies, reaper, door, mounted)
+        return _Running(shared, servers, proxies, reaper, door, mounted, app.routes())
 
     def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
         limits = self.configuration.gateway.limits
@@ -280,6 +284,8 @@ class GatewayService(Service):
     async def _drain(self, run: _Running) -> None:
         shared = run.shared
         shared.accepting = False
+        for listener in run.listeners:
+            listener.closing = True
         await _all([port.stopListening() for port in run.ports])
         until = self._clock.seconds() + shared.limits.drain_grace
         while run.busy():
@@ -295,8 +301,8 @@ class GatewayService(Service):
         reached = BoundReached("hang_up_wait")
         await _all(
             [
-                one.hangUp(self._clock, patience, lambda: self._observer.observed(reached))
-                for one in run.connections
+                one.hangUp(patience, lambda: self._observer.observed(reached))
+                for one in run.listeners
             ]
         )
         shared.pulse.stop()

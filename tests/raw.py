@@ -19,12 +19,15 @@ from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
+from twisted.web.server import Site
 from zope.interface import implementer
 
 from gateway.app import GatewayApp, Mount
+from gateway.doors.listener import Listener
 from gateway.doors.resource import Door
-from gateway.doors.site import GatewaySite, OpenConnections
+from gateway.doors.site import GatewaySite
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator, NotAuthenticated
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
@@ -321,8 +324,10 @@ class Stack:
     port: int
     mounts: dict[str, Mount]
     ladder: Ladder
+    door: str
+    listener: Listener | WrappingFactory
+    _app: GatewayApp
     _listening: IListeningPort
-    _connections: OpenConnections
     _clients: list[RawClient] = field(factory=list)
 
     def mount(self, name: str, server: IServer) -> None:
@@ -336,6 +341,14 @@ class Stack:
         self.mounts[name] = Mount(
             proxy(server, self.shared, self.ladder), SSEProxy(server, self.shared, self.ladder)
         )
+        if isinstance(self.listener, Listener):
+            self.listener.routes = self._app.routes()
+
+    @property
+    def connections(self) -> int:
+        """How many are open at the gateway's side."""
+        listener = self.listener
+        return len(listener) if isinstance(listener, Listener) else len(listener.protocols)
 
     # The client's side.
 
@@ -464,7 +477,12 @@ class Stack:
             if not client.ended.called:
                 client.reset()
                 await client.ended
-        await self._connections.hangUp(self.clock, 5.0)
+        if isinstance(self.listener, Listener):
+            await self.listener.hangUp(5.0)
+        else:
+            for connection in list(self.listener.protocols):
+                connection.loseConnection()
+            await self.until(lambda: not self.connections)
         self.shared.pulse.stop()
 
 
@@ -478,11 +496,13 @@ async def startStack(
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
     ready: Callable[[], bool] = lambda: True,
+    door: str = "llhttp",
 ) -> Stack:
     """
     Start a stack; whoever started it stops it.
 
-    servers: by name. default: the server of the short paths; the first without.
+    servers: by name. default: the server of the short paths; the first without. door: our own
+    listener's, or the resource's under a "site" as hosts have it.
     """
     limits = limits or Limits()
     clock, observer = Clock(), Recorder()
@@ -498,11 +518,18 @@ async def startStack(
     ladder = Ladder(shared)
     mounts: dict[str, Mount] = {}
     app = GatewayApp(ladder, mounts, default or next(iter(servers)), ready)
-    site = GatewaySite(Door(ladder, app.app.resource(), mounted=False), limits.max_body)
-    connections = OpenConnections(site)
-    listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(connections)
+    root = Door(ladder, app.app.resource(), mounted=False)
+    listener: Listener | WrappingFactory
+    if door == "llhttp":
+        listener = Listener(GatewaySite(root, reactor), limits, clock, observer)
+    else:
+        listener = WrappingFactory(Site(root, parsePOSTFormSubmission=False))
+    endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    listening = await (
+        listener.listen(endpoint) if isinstance(listener, Listener) else endpoint.listen(listener)
+    )
     port = listening.getHost().port
-    stack = Stack(clock, observer, shared, port, mounts, ladder, listening, connections)
+    stack = Stack(clock, observer, shared, port, mounts, ladder, door, listener, app, listening)
     for name, server in servers.items():
         stack.mount(name, server)
     return stack
@@ -511,13 +538,13 @@ async def startStack(
 Start = Callable[..., Awaitable[Stack]]
 
 
-@pytest_twisted.async_yield_fixture
-async def start():  # type: ignore[no-untyped-def]
-    """`startStack`, whose stacks are stopped after the test."""
+@pytest_twisted.async_yield_fixture(params=["llhttp", "site"])
+async def start(request):  # type: ignore[no-untyped-def]
+    """`startStack` at each door, whose stacks are stopped after the test."""
     stacks: list[Stack] = []
 
     async def started(*arguments: Any, **options: Any) -> Stack:
-        stack = await startStack(*arguments, **options)
+        stack = await startStack(*arguments, door=request.param, **options)
         stacks.append(stack)
         return stack
 

@@ -50,7 +50,7 @@ def run(name: str, *words: str) -> Process:
 async def test_own_listener(tmp_path: Path) -> None:
     words = ["--pidfile", str(tmp_path / "pid"), "-n", "-y", str(EXAMPLES / "own_listener.py")]
     process = start([str(Path(sys.executable).with_name("twistd")), *words])
-    port = (await process.line(r"GatewaySite.* starting on (\d+)"))[1]
+    port = (await process.line(r"Listener.* starting on (\d+)"))[1]
     await initialized(f"http://127.0.0.1:{port}/mcp")
     # When all is stopped twistd ends by the signal that it was sent.
     await ended(process, -signal.SIGTERM)

@@ -286,6 +286,8 @@ async def test_acceptance_9_connectToElsewhereIsNoRoute(start: Start) -> None:
 async def test_acceptance_8_onlyTheExactPathRoutes(start: Start, target: bytes) -> None:
     stack, server = await started(start)
     target = target.replace(b"{port}", b"%d" % stack.port)
+    if stack.door == "site" and target == b"*":
+        pytest.skip("a host's Site answers * itself")
     for method in (b"POST", b"GET", b"OPTIONS"):
         body = hello() if method == b"POST" else None
         answer = await stack.ask(method, target, body)

@@ -14,11 +14,12 @@ from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import Reason, Refusal
 from gateway.wire.revisions import LEGACY
 
-# A stand-in for each kind of argument that refusals take.
+# A stand-in for each kind of argument that refusals take; `status` has a name of its own.
 _ARGUMENTS: dict[str, object] = {
     "str": "why",
     "bytes": b"GET, POST",
     "int": 7,
+    "status": 431,
     "bytes | None": b"7",
     "Reason": Reason.TIMEOUT,
 }
@@ -31,7 +32,12 @@ def _made(name: str) -> object:
         for parameter in inspect.signature(make).parameters.values()
         if parameter.default is parameter.empty
     ]
-    return make(*[_ARGUMENTS[str(parameter.annotation)] for parameter in required])
+    return make(
+        *[
+            _ARGUMENTS.get(parameter.name, _ARGUMENTS[str(parameter.annotation)])
+            for parameter in required
+        ]
+    )
 
 
 def _functions() -> list[str]:
@@ -43,6 +49,7 @@ REFUSALS = {name: refusal for name in _functions() if isinstance(refusal := _mad
 # The wire contract: status and code of each case.
 CONTRACT = {
     "atCapacity": (503, -32000),
+    "badRequest": (431, -32000),
     "discoverNotServed": (400, -32000),
     "malformedHead": (400, -32000),
     "methodNotAllowed": (405, -32000),
@@ -59,6 +66,8 @@ CONTRACT = {
     "sessionRequired": (400, -32000),
     "shuttingDown": (503, -32000),
     "tooLarge": (413, -32000),
+    "tooManyConnections": (503, -32000),
+    "tooSlow": (408, -32000),
     "unknownServer": (404, -32000),
     "unsupportedMediaType": (415, -32000),
     "unsupportedModernVersion": (400, -32022),

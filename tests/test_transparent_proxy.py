@@ -570,7 +570,7 @@ async def test_acceptance_47_aClientMayVanishAtAnyTime(start: Start) -> None:
         get = await it.get()
         (get.reset if n % 2 else get.close)()
         await get.ended
-    await it.stack.until(lambda: not it.stack._connections.protocols)
+    await it.stack.until(lambda: not it.stack.connections)
     assert it.link.listening == []
     (session,) = it.stack.shared.registry
     assert (session.running, session._streams) == (0, 0)

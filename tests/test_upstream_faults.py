@@ -191,7 +191,9 @@ async def test_acceptance_71_aStreamThatStallsBeforeItsHeadOrBetweenEvents(bench
     bench.stack.pass_(300 + 3 * BEAT)
     # It ends, so that its client opens another; no call is hurt.
     assert await client.event() is None
-    assert bench.stack.observer.bounds == ["upstream_first_byte", "upstream_idle"]
+    # Connections of clients that were idle meanwhile have an end of their own.
+    reached = [limit for limit in bench.stack.observer.bounds if limit != "keep_alive"]
+    assert reached == ["upstream_first_byte", "upstream_idle"]
     assert (await bench.call()).json["result"] == {}
 
 

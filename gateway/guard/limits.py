@@ -34,6 +34,31 @@ class Limits:
     """The bounds of one gateway. Times in seconds, sizes in bytes."""
 
     max_body: int = _bound(4 * 1024 * 1024, "bytes", "413 -32000 for the request")
+    max_head: int = _bound(16 * 1024, "bytes of a request's head", "431 -32000, and the end")
+    max_head_line: int = _bound(
+        8 * 1024, "bytes of a line of it", "414 or 431 -32000, and the end of the connection"
+    )
+    max_head_fields: int = _bound(100, "header fields of a request", "431 -32000, and the end")
+    max_chunk_extensions: int = _bound(
+        4 * 1024, "bytes of a body's chunk extensions", "400 -32000, and the end of the connection"
+    )
+    max_trailers: int = _bound(
+        16 * 1024, "bytes of a body's trailers", "400 -32000, and the end of the connection"
+    )
+    max_connections: int = _bound(
+        20_000,
+        "connections of a listener; at most 64 fewer than the process may have files open",
+        "503 -32000 with Retry-After, and the end of the connection",
+    )
+    head_timeout: float = _bound(
+        10.0, "seconds for a request's head, the first one's from connecting", "408 -32000"
+    )
+    body_grace: float = _bound(
+        5.0, "seconds after which a body that still comes must keep `min_body_rate`", "408 -32000"
+    )
+    min_body_rate: int = _bound(1024, "bytes a second of a request's body", "408 -32000")
+    body_silence: float = _bound(30.0, "seconds without a byte of a body", "408 -32000")
+    keep_alive: float = _bound(75.0, "seconds without a request", "the connection is closed")
     max_batch: int = _bound(100, "messages", "400 -32600 for the batch")
     max_answer: int = _bound(
         16 * 1024 * 1024, "bytes", "`bad_answer` for a call whose answer is larger"

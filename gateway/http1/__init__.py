@@ -1,1 +1,1 @@
-"""HTTP/1.1 on llhttp: the gateway's own client."""
+"""HTTP/1.1 on llhttp: reading requests and responses, and connections to servers."""

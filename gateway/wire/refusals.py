@@ -24,6 +24,7 @@ __all__ = [
     "Reason",
     "Refusal",
     "atCapacity",
+    "badRequest",
     "callFailed",
     "discoverNotServed",
     "errorMessage",
@@ -44,6 +45,8 @@ __all__ = [
     "sessionRequired",
     "shuttingDown",
     "tooLarge",
+    "tooManyConnections",
+    "tooSlow",
     "unknownServer",
     "unsupportedMediaType",
     "unsupportedModernVersion",
@@ -127,6 +130,26 @@ def sessionRequired(needed: str) -> Refusal:
 def malformedHead(why: str) -> Refusal:
     """RFC 9112 section 3.2: a server must refuse a request whose Host is missing or wrong."""
     return Refusal(400, -32000, f"Bad request: {why}")
+
+
+def badRequest(status: int, why: str) -> Refusal:
+    """What came is no request we take (RFC 9112, RFC 9110): 400, 414, 417, 431, 501 or 505."""
+    return Refusal(status, -32000, f"Bad request: {why}")
+
+
+def tooSlow() -> Refusal:
+    """RFC 9110 section 15.5.9: the request did not come in time."""
+    return Refusal(408, -32000, "The request did not come in time")
+
+
+def tooManyConnections(retryAfter: int) -> Refusal:
+    """No room for another connection; retryAfter in seconds."""
+    return Refusal(
+        503,
+        -32000,
+        "Too many connections, try again later",
+        headers=((b"retry-after", b"%d" % retryAfter),),
+    )
 
 
 def notAllowedHere(what: str) -> Refusal:

@@ -1,0 +1,86 @@
+"""
+Heads of answers and chunks of bodies, as bytes (RFC 9112 sections 4 and 7.1).
+
+A head is made of cached parts: what the status and the fields say is the same for most answers, and
+the date for all of a second.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+from gateway.wire.context import HeaderPairs
+
+__all__ = [
+    "CHUNKED",
+    "CLOSE",
+    "CONTINUE",
+    "KEEP_ALIVE",
+    "LAST_CHUNK",
+    "chunk",
+    "encodeAnswer",
+    "encodeHead",
+]
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CLOSE = b"Connection: close\r\n"
+KEEP_ALIVE = b"Connection: keep-alive\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+_REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
+_BREAKS = bytes.maketrans(b"\r\n\x00", b"   ")
+_now = time.time
+_dated: tuple[int, bytes] = (0, b"")
+
+
+def encodeHead(status: int, headers: HeaderPairs, framing: bytes = b"") -> bytes:
+    """
+    The head of an answer.
+
+    headers: names in lower case. framing: encoded field lines that frame the body or tell of the
+    connection.
+    """
+    return _fields(status, headers) + framing + _date() + b"\r\n"
+
+
+def encodeAnswer(
+    status: int, headers: HeaderPairs, body: bytes, connection: bytes = b"", bodiless: bool = False
+) -> bytes:
+    """
+    A whole answer.
+
+    connection: as `framing` of `encodeHead`. bodiless: it answers HEAD, and only tells its length.
+    """
+    head = _fields(status, headers)
+    if status == 204:
+        return b"%b%b%b\r\n" % (head, connection, _date())
+    told = b"%b%b%bContent-Length: %d\r\n\r\n" % (head, connection, _date(), len(body))
+    return told if bodiless else told + body
+
+
+def chunk(data: bytes) -> bytes:
+    """A chunk; `data` must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@lru_cache(maxsize=256)
+def _fields(status: int, headers: HeaderPairs) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown"))]
+    # A value comes from us or from what a server said: neither may begin another line.
+    lines += [
+        b"%b: %b" % (name.title(), value.translate(_BREAKS).strip(b" ")) for name, value in headers
+    ]
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+def _date() -> bytes:
+    """RFC 9110 section 6.6.1: a server with a clock tells the date."""
+    global _dated
+    now = int(_now())
+    if now != _dated[0]:
+        _dated = (now, b"Date: %b\r\n" % formatdate(now, usegmt=True).encode("ascii"))
+    return _dated[1]
