@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,11 +240,7 @@ async def test_a_handshake_has_the_time_of_a_head(own: Start) -> None:
     clock.pump([1.0] * 3)
     await client.ended
     assert gateway_.observer.bounds == ["head_timeout"]
-    # The service's clock does not go by itself.
-    stopped = gateway_.service.stopService()
-    while not stopped.called:
-        clock.advance(0.5)
-        await turns(1)
+    await stopAt(clock, gateway_)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -258,10 +256,44 @@ async def test_a_client_that_does_not_say_goodbye_is_cut(own: Start, tls: bool) 
     clock.pump([1.0] * 4)
     await turns()
     assert not gateway_.service._run.listeners[0]._connections  # type: ignore[union-attr]
+    await stopAt(clock, gateway_)
+
+
+async def stopAt(clock: Clock, gateway_: Own) -> None:
+    """Stop a gateway whose clock does not go by itself."""
     stopped = gateway_.service.stopService()
     while not stopped.called:
         clock.advance(0.5)
         await turns(1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_reader_is_seen_to_read_behind_what_the_kernel_keeps(own: Start) -> None:
+    """Its megabytes of buffer would hide it for longer than a reader that blocks is waited for."""
+    clock = Clock()
+    gateway_ = await own(clock=clock, reader_blocked=30)
+    id = await gateway_.session()
+    with socket.create_connection(("127.0.0.1", gateway_.port)) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        reader.setblocking(False)
+        reader.sendall(gateway_.request(b"POST", b"/mcp", rpc("tools/call", 1), id))
+        link = gateway_.server.newest
+        while not link.requests:
+            await turns(1)
+        link.reply(link.requests[0], b'"%b"' % (b"x" * 8 * MIB))
+        for _ in range(12):
+            got = 0
+            while got < 300_000:
+                await turns(1)
+                with suppress(BlockingIOError):
+                    got += len(reader.recv(300_000 - got))
+            clock.pump([1.0] * 25)
+        assert "reader_blocked" not in gateway_.observer.bounds
+        # It stops.
+        clock.pump([1.0] * 62)
+        assert gateway_.observer.bounds[-1] == "reader_blocked"
+        await turns()
+    await stopAt(clock, gateway_)
 
 
 # In front of a host's Site.

@@ -52,6 +52,12 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _USER_TIMEOUT = 60_000
 """Milliseconds that sent bytes may stay unacknowledged (RFC 5482)."""
 
+_UNSENT = 128 * 1024
+"""
+Bytes the kernel keeps beside what is on its way. Its megabytes would hide for a minute that a slow
+reader reads.
+"""
+
 _log = Logger()
 
 
@@ -107,7 +113,8 @@ class Listener(ServerFactory):
             listening.listen(BACKLOG)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in (*_KEEPALIVE.items(), ("TCP_USER_TIMEOUT", _USER_TIMEOUT)):
+            options = {"TCP_USER_TIMEOUT": _USER_TIMEOUT, "TCP_NOTSENT_LOWAT": _UNSENT}
+            for name, value in (_KEEPALIVE | options).items():
                 # Not every system has each of them.
                 with suppress(AttributeError, OSError):
                     listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

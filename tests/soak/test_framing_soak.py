@@ -26,7 +26,7 @@ import pytest
 import pytest_twisted
 from cycles import wait
 from differential import TARGET, Differential, streamOf
-from live import startLive
+from live import faulty, startLive
 from processes import Gateway, Process, start, startGateway
 from raw import RawClient, Recorder, hello, rpc
 from twisted.internet import reactor
@@ -401,9 +401,11 @@ async def test_acceptance_11_12_13_slowhttptest(name: str, options: list[str]) -
     """500 slow clients; a good one beside them is served all the while."""
     slow = program("slowhttptest")
     more()
-    gateway = await startLive()
-    url = f"{gateway.base}/servers/none/mcp" if "-B" in options else f"{gateway.base}/healthz"
-    verb = ["-t", "POST"] if "-B" in options else []
+    gateway = await startLive(faulty())
+    url, verb = f"{gateway.base}/healthz", []
+    if "-B" in options:
+        url = f"{gateway.base}/servers/faulty/mcp"
+        verb = ["-t", "POST", "-f", "application/json", "-m", "application/json"]
     argv = [slow, "-c", "500", "-r", "250", "-l", "45", "-p", "3", "-u", url, *verb, *options]
     process = start(argv)
     times: list[float] = []
@@ -432,7 +434,10 @@ async def test_acceptance_11_12_13_slowhttptest(name: str, options: list[str]) -
         f"\nslowhttptest {name}: a good client's p99 {p99:.1f} ms of {len(times)} requests, "
         f"longest stall {max(gaps) * 1000:.0f} ms; {dict(Counter(gateway.recorder.bounds))}"
     )
-    print("\n".join(process.out.splitlines()[-12:]))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", process.out).splitlines()
+    print("; ".join(" ".join(line.split()) for line in lines[-10:] if line.strip()))
+    expected = {"-H": {"head_timeout": 500}, "-B": {"min_body_rate": 500}, "-X": {}}[options[0]]
+    assert dict(Counter(gateway.recorder.bounds)) == expected
     await gateway.stop()
 
 
