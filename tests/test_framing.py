@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from listening import HOST, MARK, Caller, Front, Heard, request
+from listening import HOST, MARK, Caller, Front, Heard, parse, request
 from malformed import cases, hosts
 from raw import Response, hello, rpc
 from streams import cut
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET, Request
 
 from gateway.doors.llhttp import DISCARD, DRAIN, LINGER, SPARE, TURN
@@ -122,7 +125,8 @@ def test_acceptance_2_a_host_that_is_none(fronts: Fronts, quiet: None, kind: str
         for case in hosts(target, HOST):
             (answer,) = front.ask(case.data).answers()
             assert answer.status == 400, case.name
-            assertRefused(answer, 400, closes=None)
+            # Under a host's Site that is the Request's business.
+            assertRefused(answer, 400, closes=True if kind == "own" else None)
     assert front.heard == 0
 
 
@@ -722,6 +726,20 @@ def test_what_comes_after_a_refusal_is_thrown_away_within_bounds(fronts: Fronts,
             front.pass_(1.25)
             assert caller.gone
         refused(front, caller, 400)
+
+
+def test_a_transport_without_two_sides_is_closed_at_once(fronts: Fronts) -> None:
+    """As in the tests of a host that has its connections in memory."""
+    front = fronts("plain")
+    transport = StringTransport()
+    protocol = front.clock.tcpServers[-1][1].buildProtocol(transport.getPeer())
+    protocol.makeConnection(transport)
+    protocol.dataReceived(request(b"GET", b"/") + b"GET  /")
+    first, rest = parse(transport.value())
+    second, rest = parse(rest)
+    assert (first.status, second.status, rest) == (200, 400, b"")
+    assert transport.disconnecting
+    protocol.connectionLost(Failure(ConnectionDone()))
 
 
 # A reader that does not read.

@@ -204,14 +204,16 @@ class Connection(Protocol):
 
     def _settle(self) -> None:
         """Know what is waited for, and whether to read on."""
-        reading = self._reader.reading
-        # Rule 6.
-        undecided = isinstance(self._serving, LLExchange) and self._serving.undecided
+        reading, undecided = self._reader.reading, False
         if reading == "head":
             if self._phase is not _Phase.HEAD:
                 self._wait(_Phase.HEAD, self._listener.limits.head_timeout)
-        elif reading == "body" and not undecided:
-            if self._phase is not _Phase.BODY:
+        elif reading == "body":
+            # Rule 6.
+            undecided = isinstance(self._serving, LLExchange) and self._serving.undecided
+            if undecided:
+                self._phase, self._due = _Phase.ANSWER, _NEVER
+            elif self._phase is not _Phase.BODY:
                 self._phase, self._due = _Phase.BODY, 0.0
                 self._since = self._heard = self.clock.seconds()
         elif self._serving is None and not self.requestComplete:
@@ -219,7 +221,7 @@ class Connection(Protocol):
                 self._wait(_Phase.IDLE, self._listener.limits.keep_alive)
         elif self._phase is not _Phase.ANSWER:
             self._phase, self._due = _Phase.ANSWER, _NEVER
-        ahead = self._reader.waiting > 0 or (undecided and reading == "body")
+        ahead = undecided or self._reader.waiting > 0
         if ahead is not self._paused:
             self._paused = ahead
             transport: Any = self.transport
@@ -388,10 +390,14 @@ class Connection(Protocol):
         transport.loseConnection()
 
     def _linger(self) -> None:
-        transport: Any = self.transport
         self._readOn()
-        transport.loseWriteConnection()
-        self._wait(_Phase.CLOSING, LINGER)
+        lose = getattr(self.transport, "loseWriteConnection", None)
+        if lose is None:
+            # Not every transport has two sides to close.
+            self._lose()
+        else:
+            lose()
+            self._wait(_Phase.CLOSING, LINGER)
 
     def _readOn(self) -> None:
         if self._paused:
