@@ -18,6 +18,7 @@ from typing import Any
 
 from attrs import define, field
 from live import Live, behind, faulty, startLive
+from processes import Gateway
 from raw import RawClient
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
@@ -31,7 +32,7 @@ REVISIONS = ("2025-03-26", "2025-06-18", "2025-11-25")
 _FATES = (("echo", 88), ("sleep", 5), ("garble", 3), ("cancel", 2), ("exit", 2))
 
 
-def connected(gateway: Live) -> Deferred[RawClient]:
+def connected(gateway: Live | Gateway) -> Deferred[RawClient]:
     """A raw client of a gateway."""
     port = int(gateway.base.rpartition(":")[2])
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)

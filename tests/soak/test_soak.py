@@ -7,6 +7,7 @@ GATEWAY_SOAK_CALLS: calls of the ledger run. GATEWAY_SOAK_SEED: replays one.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import statistics
@@ -19,6 +20,7 @@ import pytest
 import pytest_twisted
 from ledger import Ledger, connected, posted
 from live import Live, startLive
+from processes import ROOT, Gateway, start, startGateway
 from raw import RawClient
 from stdio_support import children
 from twisted.internet import reactor
@@ -207,7 +209,59 @@ async def test_acceptance_36_not_found_takes_as_long_for_whatever_is_not_found()
     await gateway.stop()
 
 
-async def _opened(client: RawClient, gateway: Live, revision: str, server: str = "tiny") -> str:
+# In a process of its own: what this one does would count as the gateway's.
+_POLLER = """
+import http.client, sys, time
+asked = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+worst, until = 0.0, time.monotonic() + float(sys.argv[2])
+print("polling", flush=True)
+while time.monotonic() < until:
+    began = time.perf_counter()
+    asked.request("GET", "/healthz")
+    asked.getresponse().read()
+    worst = max(worst, time.perf_counter() - began)
+    time.sleep(0.01)
+print("worst", worst, flush=True)
+"""
+
+
+@pytest.mark.acceptance(55)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_55_a_line_of_ten_megabytes_holds_nobody_up(tmp_path: Path) -> None:
+    config = tmp_path / "servers.json"
+    server = {"command": sys.executable, "args": [str(ROOT / "tests" / "faulty_server.py")]}
+    config.write_text(json.dumps({"mcpServers": {"tiny": server}}))
+    gateway = await startGateway("--config", str(config))
+    client = await connected(gateway)
+    session = await _opened(client, gateway, "2025-06-18")
+    port = gateway.base.rpartition(":")[2]
+    took: dict[int, float] = {}
+    gap = 0.0
+    for size in (1, 10_000_000, 15_000_000):
+        poller = start([sys.executable, "-c", _POLLER, port, "4"])
+        await poller.line("polling")
+        arguments = {"name": "long", "arguments": {"bytes": size}}
+        message = {"jsonrpc": "2.0", "id": size, "method": "tools/call", "params": arguments}
+        began = time.monotonic()
+        client.send(posted(gateway.base, "/servers/tiny/mcp", session, message))
+        answer = await client.response()
+        took[size] = time.monotonic() - began
+        assert answer.status == 200 and len(answer.body) > size
+        assert await poller.ended == 0
+        gap = max(gap, float(poller.out.rpartition("worst ")[2]))
+    told = ", ".join(f"{size / 1e6:.0f} MB in {seconds:.2f} s" for size, seconds in took.items())
+    print(f"\nlong lines: {told}; /healthz took {gap * 1000:.0f} ms at most meanwhile")
+    assert took[10_000_000] <= 1.0
+    assert took[15_000_000] <= 2 * took[10_000_000]
+    assert gap <= 0.1
+    client.close()
+    await client.ended
+    assert await gateway.stop() == 0
+
+
+async def _opened(
+    client: RawClient, gateway: Live | Gateway, revision: str, server: str = "tiny"
+) -> str:
     params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "s"}}
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
     path = f"/servers/{server}/mcp"
