@@ -475,3 +475,54 @@ def test_goodResponsesAreAccepted(data: bytes) -> None:
 def test_theReasonOfARefusalShowsNothingOfTheResponse() -> None:
     events, _ = read(OK + b"Secret-Token: s3cret\x00\r\n\r\n")
     assert not re.search("s3cret", repr(events))
+
+
+# Heads that come again.
+
+HEADS = (
+    OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n",
+    OK + b"content-length: %d\r\nX: 1\r\n\r\n",
+    b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n",
+    OK + b"Content-Length: %d\r\nConnection: close\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: %d\r\n\r\n",
+    OK + b"X-Content-Length: 1\r\nContent-Length: %d\r\n\r\n",
+    OK + b"Content-Length: %d\r\ncontent-length: 1\r\n\r\n",
+)
+ANSWERS = st.tuples(st.sampled_from(HEADS), st.binary(max_size=120))
+
+
+@given(st.lists(ANSWERS, min_size=2, max_size=8), st.lists(st.integers(0, 400), max_size=3))
+def test_aConnectionReadsEachResponseAsIfItWereItsFirst(
+    answers: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    """But for the Content-Length among the fields: `length` tells."""
+    reader = ResponseReader(MAX_HEAD)
+    for head, body in answers:
+        data = head % len(body) + body
+        expected, fresh = read(data, cuts)
+        reader.expect()
+        events: list[Event] = []
+        places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+        for start, end in pairwise(places):
+            events += reader.feed(data[start:end])
+            if isinstance(events[-1:] and events[-1], BadResponse):
+                break
+        assert _told(events) == _told(expected)
+        if END not in events:
+            return
+        assert reader.reusable == fresh.reusable
+        if not reader.reusable:
+            return
+
+
+def _told(events: list[Event]) -> list[object]:
+    return [
+        (
+            event.status,
+            event.length,
+            [pair for pair in event.pairs if pair[0] != b"content-length"],
+        )
+        if isinstance(event, ResponseHead)
+        else event
+        for event in events
+    ]

@@ -35,7 +35,7 @@ from attrs import frozen
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from gateway.http1.chunks import BadChunk, ChunkLines
-from gateway.http1.heads import KnownHeads, RequestLine
+from gateway.http1.heads import KnownHeads
 from gateway.wire.context import HeaderPairs
 
 __all__ = ["BadRequest", "RequestBounds", "RequestLine", "RequestOwner", "RequestReader"]
@@ -73,6 +73,28 @@ class RequestBounds:
     max_head_fields: int = 100
     max_chunk_extensions: int = 4 * 1024
     max_trailers: int = 16 * 1024
+
+
+class RequestLine:
+    """
+    What a head says beside its fields.
+
+    version: "1.0" or "1.1". persistent: whether the connection may be used after this request
+    (RFC 9112 section 9.3). length: bytes of the body as declared; None where it is chunked.
+    continues: whether the client waits for 100 (Continue) before it sends the body.
+    """
+
+    __slots__ = ("continues", "length", "method", "persistent", "target", "version")
+
+    def __init__(
+        self, method: bytes, target: bytes, version: bytes, persistent: bool = True
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.persistent = persistent
+        self.length: int | None = 0
+        self.continues = False
 
 
 class RequestOwner(Protocol):
@@ -145,7 +167,7 @@ class RequestReader:
         self._body: list[bytes] = []
         self._rest = b""
         self._stopped = False
-        self._known = KnownHeads()
+        self._known: KnownHeads[tuple[RequestLine, HeaderPairs]] = KnownHeads()
         self._begin()
 
     def _begin(self) -> None:
@@ -219,7 +241,7 @@ class RequestReader:
         known = self._known.find(data)
         if known is None:
             return None
-        line, fields, body, length = known
+        (line, fields), body, length = known
         if len(data) - body < length:
             line = RequestLine(line.method, line.target, line.version, line.persistent)
             line.length = self._left = length
@@ -325,8 +347,9 @@ class RequestReader:
         line.persistent = self._persistent
         self._fields, self._first = [], _NO_FIELDS
         pairs = tuple(fields)
-        if self._owner.headReceived(line, pairs) and not self._stopped:
-            self._known.remember(line, pairs)
+        remembers = self._owner.headReceived(line, pairs) and not self._stopped
+        if remembers and line.length and not line.continues:
+            self._known.remember((line, pairs))
 
     # The body.
 

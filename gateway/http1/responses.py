@@ -32,6 +32,8 @@ from typing import Final, Literal
 from attrs import define, field, frozen
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from gateway.http1.heads import KnownHeads
+
 __all__ = ["END", "BadResponse", "End", "Event", "ResponseHead", "ResponseReader"]
 
 MAX_LINE = 16_384
@@ -59,7 +61,8 @@ class ResponseHead:
     The final head of an answer.
 
     status: its status code. pairs: its fields in order, (name in lower case, value).
-    length: bytes of the body, where the head tells.
+    length: bytes of the body, where the head tells. The Content-Length among the fields may be that
+        of an earlier response with the same head.
     """
 
     status: int
@@ -167,6 +170,7 @@ class ResponseReader:
     """The last bytes of a chunked body."""
     _parts: _Parts = field(factory=_Parts, init=False)
     _parser: HttpResponseParser | None = field(default=None, init=False)
+    _known: KnownHeads[ResponseHead] = field(factory=KnownHeads, init=False)
 
     @property
     def awaiting(self) -> bool:
@@ -207,6 +211,13 @@ class ResponseReader:
             if kept is not None:
                 fresh = len(kept)
                 kept += data
+                self._known.key = b""
+            elif (known := self._known.find(data)) is not None:
+                same, end, length = known
+                self._bound(end)
+                events.append(ResponseHead(same.status, same.pairs, length))
+                self._phase, self._left, self.reusable = _LENGTH, length, True
+                return data[end:]
             whole = data if kept is None else kept
             end = whole.find(b"\r\n\r\n", max(0, fresh - 3))
             if end < 0:
@@ -291,7 +302,10 @@ class ResponseReader:
         else:
             # Trailers are none of the head.
             self._parts.pairs = []
-        return ResponseHead(status, pairs, told)
+        made = ResponseHead(status, pairs, told)
+        if self.reusable and told:
+            self._known.remember(made)
+        return made
 
     # Bodies.
 
