@@ -76,6 +76,9 @@ class _Phase(Enum):
     CLOSING = "waits for its end"
 
 
+_IDLE, _HEAD, _BODY, _ANSWER, _CLOSING = _Phase
+
+
 class Owner(Interface):
     """
     What a connection needs of its listener.
@@ -125,7 +128,7 @@ class Connection(Protocol):
         self._listener = listener
         self._reader = RequestReader(self, listener.bounds)
         self._serving: LLExchange | RequestChannel | None = None
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._due = _NEVER
         self._since = self._heard = 0.0
         self._seen = 0
@@ -146,7 +149,7 @@ class Connection(Protocol):
         self._port = getattr(transport.getHost(), "port", 0) or 0
         self.out = Outflow(transport, self._drained)
         # The time for a first head counts from here.
-        self._wait(_Phase.HEAD, self._listener.limits.head_timeout)
+        self._wait(_HEAD, self._listener.limits.head_timeout)
         over = self._listener.opened(self)
         if over > SPARE:
             self.cut()
@@ -154,7 +157,7 @@ class Connection(Protocol):
             self._refuse(refusals.tooManyConnections(self._listener.limits.retry_after))
 
     def dataReceived(self, data: bytes) -> None:
-        if self._phase is _Phase.CLOSING:
+        if self._phase is _CLOSING:
             # Rule 3; but nobody is read for ever.
             self._seen += len(data)
             if self._seen > DISCARD:
@@ -163,7 +166,7 @@ class Connection(Protocol):
             self._run(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._phase, self._due = _Phase.CLOSING, _NEVER
+        self._phase, self._due = _CLOSING, _NEVER
         self._listener.closed(self)
         self._reader.stop()
         if self._going is not None:
@@ -181,7 +184,7 @@ class Connection(Protocol):
             if data:
                 self._reader.feed(data)
             turn = TURN
-            while self._again and self._phase is not _Phase.CLOSING and turn:
+            while self._again and self._phase is not _CLOSING and turn:
                 turn -= 1
                 self._again = self.requestComplete = self._answered = False
                 self._reader.proceed()
@@ -192,7 +195,7 @@ class Connection(Protocol):
             self.cut()
         finally:
             self._running = False
-        if self._phase is not _Phase.CLOSING:
+        if self._phase is not _CLOSING:
             if self._again and self._going is None:
                 self._going = self.clock.callLater(0, self._goOn)
             self._settle()
@@ -206,21 +209,21 @@ class Connection(Protocol):
         """Know what is waited for, and whether to read on."""
         reading, undecided = self._reader.reading, False
         if reading == "head":
-            if self._phase is not _Phase.HEAD:
-                self._wait(_Phase.HEAD, self._listener.limits.head_timeout)
+            if self._phase is not _HEAD:
+                self._wait(_HEAD, self._listener.limits.head_timeout)
         elif reading == "body":
             # Rule 6.
             undecided = isinstance(self._serving, LLExchange) and self._serving.undecided
             if undecided:
-                self._phase, self._due = _Phase.ANSWER, _NEVER
-            elif self._phase is not _Phase.BODY:
-                self._phase, self._due = _Phase.BODY, 0.0
+                self._phase, self._due = _ANSWER, _NEVER
+            elif self._phase is not _BODY:
+                self._phase, self._due = _BODY, 0.0
                 self._since = self._heard = self.clock.seconds()
         elif self._serving is None and not self.requestComplete:
             if self._greeted:
-                self._wait(_Phase.IDLE, self._listener.limits.keep_alive)
-        elif self._phase is not _Phase.ANSWER:
-            self._phase, self._due = _Phase.ANSWER, _NEVER
+                self._wait(_IDLE, self._listener.limits.keep_alive)
+        elif self._phase is not _ANSWER:
+            self._phase, self._due = _ANSWER, _NEVER
         ahead = undecided or self._reader.waiting > 0
         if ahead is not self._paused:
             self._paused = ahead
@@ -299,7 +302,7 @@ class Connection(Protocol):
 
     def decided(self) -> None:
         """See Carrier."""
-        if not self._running and self._phase is not _Phase.CLOSING:
+        if not self._running and self._phase is not _CLOSING:
             self._settle()
 
     def answered(self) -> None:
@@ -324,10 +327,10 @@ class Connection(Protocol):
         else:
             self.requestComplete = self._answered = False
             self._reader.proceed()
-            self._phase = _Phase.IDLE
+            self._phase = _IDLE
             self._due = self._listener.now + self._listener.limits.keep_alive
 
-    def _stalled(self, phase: _Phase = _Phase.ANSWER) -> None:
+    def _stalled(self, phase: _Phase = _ANSWER) -> None:
         """The client does not take what was written; it has so much time to take some."""
         self._moved = self.out.moved
         self._wait(phase, self._listener.limits.reader_blocked)
@@ -335,12 +338,12 @@ class Connection(Protocol):
     def _drained(self) -> None:
         if self._serving is not None:
             self._serving.drained()
-        elif self.requestComplete and self._phase is not _Phase.CLOSING:
+        elif self.requestComplete and self._phase is not _CLOSING:
             self._next()
 
     def cut(self) -> None:
         """See Carrier."""
-        self._phase, self._due = _Phase.CLOSING, _NEVER
+        self._phase, self._due = _CLOSING, _NEVER
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -375,12 +378,12 @@ class Connection(Protocol):
 
     def hangUp(self) -> None:
         """Close it once everything is written; what still comes is thrown away."""
-        if self._phase is _Phase.CLOSING:
+        if self._phase is _CLOSING:
             return
         unread = not self.requestComplete or self._reader.waiting > 0
         self._reader.stop()
         self._seen, self._moved = 0, self.out.moved
-        self._wait(_Phase.CLOSING, self._listener.limits.reader_blocked)
+        self._wait(_CLOSING, self._listener.limits.reader_blocked)
         self.out.close(self._linger if unread and not self.tls else self._lose)
 
     def _lose(self) -> None:
@@ -397,7 +400,7 @@ class Connection(Protocol):
             self._lose()
         else:
             lose()
-            self._wait(_Phase.CLOSING, LINGER)
+            self._wait(_CLOSING, LINGER)
 
     def _readOn(self) -> None:
         if self._paused:
@@ -413,26 +416,26 @@ class Connection(Protocol):
         if now < self._due:
             # A proxy looks after its own streams.
             own = isinstance(self._serving, RequestChannel) and self._due == _NEVER
-            if own and phase is _Phase.ANSWER and self.out.blocked:
+            if own and phase is _ANSWER and self.out.blocked:
                 self._stalled()
             return
-        if phase is _Phase.IDLE:
+        if phase is _IDLE:
             self._listener.bounded("keep_alive")
             self.requestComplete = True
             self.hangUp()
-        elif phase is _Phase.HEAD:
+        elif phase is _HEAD:
             self._listener.bounded("head_timeout")
             if self.tls and not self._greeted and not self._reader.reading:
                 # Nothing can be told before the handshake.
                 self.cut()
             else:
                 self._refuse(refusals.tooSlow())
-        elif phase is _Phase.BODY:
+        elif phase is _BODY:
             limit = self._slow(now)
             if limit:
                 self._listener.bounded(limit)
                 self._refuse(refusals.tooSlow())
-        elif phase is _Phase.ANSWER and not self.out.blocked:
+        elif phase is _ANSWER and not self.out.blocked:
             self._due = _NEVER
         elif self.out.blocked and self.out.moved != self._moved:
             # It takes some, if slowly.

@@ -31,7 +31,7 @@ from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
-from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode, members, text
+from gateway.wire.envelope import RESPONSE, Message, NotAMessage, NotJSON, decode, members, text
 
 __all__ = ["UNKNOWN", "CallStream", "GetStream", "NoteStream", "badAnswer"]
 
@@ -97,7 +97,7 @@ def _errorIn(body: bytes) -> Message | None:
         if bytes(fields.get("error", b""))[:1] != b"{" or "method" in fields:
             return None
         fields = {name: value for name, value in fields.items() if name != "id"}
-        return Message(Kind.RESPONSE, fields, None)
+        return Message(RESPONSE, fields, None)
     return message if isinstance(message, Message) and message.isError else None
 
 
@@ -162,7 +162,7 @@ class CallStream(_Post):
         self._cut(settled or badAnswer("the server's answer is neither JSON nor events"))
 
     def messageReceived(self, message: Message, mark: EventMark | None) -> None:
-        if message.kind is not Kind.RESPONSE:
+        if message.kind is not RESPONSE:
             self.listener.received(message, self.origin, mark)
         elif message.id != self.id:
             self._strayed = True

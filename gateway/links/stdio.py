@@ -33,7 +33,8 @@ from gateway.links.serverlog import ServerLog
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import (
-    Kind,
+    REQUEST,
+    RESPONSE,
     Message,
     NotAMessage,
     NotJSON,
@@ -54,6 +55,9 @@ class _State(Enum):
     SHAKING = "the handshake is under way"
     OPEN = "the listener hears what the server says"
     OVER = "closed, lost or failed"
+
+
+_SHAKING, _OPEN, _OVER = _State
 
 
 @frozen
@@ -100,7 +104,7 @@ class StdioLink:
         self._parts = parts
         self._listener = listener
         self._died = died
-        self._state = _State.SHAKING
+        self._state = _SHAKING
         self._child = Child(self, parts.limits, parts.reactor, parts.clock, parts.reaper)
         self._lines = LineSplitter(parts.limits.max_line)
         self._stderr = parts.log.stderr()
@@ -127,7 +131,7 @@ class StdioLink:
         except ValueError as error:
             self._unstarted(error, Reason.UPSTREAM_UNREACHABLE, "the server could not be started")
         else:
-            if self._state is _State.SHAKING:
+            if self._state is _SHAKING:
                 self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
                 spelled = params.replace(b"\n", b" ").replace(b"\r", b" ")
                 self._child.write(initialize(spelled) + b"\n")
@@ -137,7 +141,7 @@ class StdioLink:
 
     def send(self, message: Message, call: object | None, context: CallContext) -> bool:
         """See ILink. Also False once the link is over."""
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             return False
         if not self._child.write(message.encode() + b"\n") and self._child.full:
             self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
@@ -156,7 +160,7 @@ class StdioLink:
 
     def hold(self, origin: object | None) -> None:
         """See ILink. A child has one stream for all; other origins than None change nothing."""
-        if origin is None and self._state is _State.OPEN:
+        if origin is None and self._state is _OPEN:
             self._child.pause()
 
     def release(self, origin: object | None) -> None:
@@ -175,7 +179,7 @@ class StdioLink:
 
     def stdoutReceived(self, data: bytes) -> None:
         """Bytes came on the child's stdout."""
-        if self._state is _State.OVER:
+        if self._state is _OVER:
             return
         try:
             lines = self._lines.feed(data)
@@ -191,19 +195,19 @@ class StdioLink:
 
     def stdinDrained(self) -> None:
         """The child's stdin takes lines again."""
-        if self._state is _State.OPEN:
+        if self._state is _OPEN:
             self._listener.drained()
 
     def exited(self, status: int | None) -> None:
         """The child exited; all it wrote was heard."""
         self._stderr.close()
-        if self._state is _State.SHAKING and status in _NOT_STARTED:
+        if self._state is _SHAKING and status in _NOT_STARTED:
             reason, message = Reason.UPSTREAM_UNREACHABLE, "the server could not be started"
-        elif self._state is _State.SHAKING:
+        elif self._state is _SHAKING:
             reason, message = Reason.SERVER_EXITED, "the server exited during the handshake"
         else:
             reason, message = Reason.SERVER_EXITED, "the server exited"
-        if self._state is not _State.OVER:
+        if self._state is not _OVER:
             _log.info(
                 "{server}: exited, status {status}",
                 server=self._parts.name,
@@ -224,7 +228,7 @@ class StdioLink:
 
     def _heard(self, lines: list[bytes]) -> None:
         for line in lines:
-            if self._state is _State.OVER:
+            if self._state is _OVER:
                 return
             if not line or line.isspace():
                 continue
@@ -243,7 +247,7 @@ class StdioLink:
     def _batchReceived(self, batch: list[Message | NotAMessage], line: bytes) -> None:
         bad = []
         for member in batch:
-            if self._state is _State.OVER:
+            if self._state is _OVER:
                 return
             if isinstance(member, Message):
                 self._received(member)
@@ -254,16 +258,16 @@ class StdioLink:
             self._skipped(line, [member.id for member in bad], why)
 
     def _received(self, message: Message) -> None:
-        if self._state is _State.OPEN:
-            if message.kind is Kind.RESPONSE and message.id is not None:
+        if self._state is _OPEN:
+            if message.kind is RESPONSE and message.id is not None:
                 self._calls.pop(message.id, None)
             self._tell(message)
-        elif message.kind is Kind.RESPONSE:
+        elif message.kind is RESPONSE:
             if message.id == b"0":
                 self._answered(message)
             else:
                 self._parts.observer.observed(MessageDropped(self._parts.name, "unknown_id"))
-        elif message.kind is Kind.REQUEST and message.method == "ping":
+        elif message.kind is REQUEST and message.method == "ping":
             self._respond(message, "result", b"{}")
         else:
             self._receivedEarly(message)
@@ -288,13 +292,13 @@ class StdioLink:
             return
         self._parts.observer.observed(BoundReached(full, self._parts.name))
         self._parts.observer.observed(MessageDropped(self._parts.name, "undeliverable"))
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             self._respond(message, "error", b'{"code":-32603,"message":"Too many requests"}')
 
     def _respond(self, request: Message, member: str, value: bytes) -> None:
         id = request.id or b"0"
         fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
-        self._child.write(Message(Kind.RESPONSE, fields, id).encode() + b"\n")
+        self._child.write(Message(RESPONSE, fields, id).encode() + b"\n")
 
     def _skipped(self, line: bytes, ids: list[bytes | None], why: str) -> None:
         self._parts.log.noise(line, why)
@@ -303,14 +307,14 @@ class StdioLink:
         if start not in (b"{", b"[") or b'"jsonrpc"' not in line:
             return
         for id in ids:
-            if self._state is _State.OPEN and id in self._calls:
+            if self._state is _OPEN and id in self._calls:
                 self._listener.settled(
                     self._calls.pop(id),
                     Settled(
                         Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed"
                     ),
                 )
-            elif self._state is _State.SHAKING and id == b"0":
+            elif self._state is _SHAKING and id == b"0":
                 self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's answer is malformed"))
 
     def _answered(self, answer: Message) -> None:
@@ -324,21 +328,21 @@ class StdioLink:
             self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's handshake is malformed"))
             return
         self.answer = answer
-        self._state = _State.OPEN
+        self._state = _OPEN
         self._stopTimeout()
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.callback(None)
         early, self._early = self._early, []
         for message in early:
-            if self._state is not _State.OPEN:
+            if self._state is not _OPEN:
                 return
             self._tell(message)
 
     # its end
 
     def _tooLong(self) -> None:
-        if self._state is _State.OVER:
+        if self._state is _OVER:
             return
         self._parts.observer.observed(BoundReached("max_line", self._parts.name))
         self._child.kill().addErrback(self._unended)
@@ -351,10 +355,10 @@ class StdioLink:
     def _lost(self, reason: Reason, message: str) -> None:
         state, calls = self._state, len(self._calls)
         self._over()
-        if state is _State.OPEN:
+        if state is _OPEN:
             self._died(calls)
             self._listener.lost(reason, message)
-        elif state is _State.SHAKING:
+        elif state is _SHAKING:
             self._failOpening(LinkFailed(reason, message))
 
     def _fail(self, failed: LinkFailed) -> None:
@@ -379,7 +383,7 @@ class StdioLink:
         self._child.end().addErrback(self._unended)
 
     def _over(self) -> None:
-        self._state = _State.OVER
+        self._state = _OVER
         self._stopTimeout()
         self._calls.clear()
         self._early = []

@@ -32,7 +32,7 @@ from gateway.links.interfaces import (
     Settled,
 )
 from gateway.wire.context import CallContext, HeaderPairs
-from gateway.wire.envelope import Kind, Message
+from gateway.wire.envelope import REQUEST, Message
 from gateway.wire.headers import fieldLines, isFieldValue, requestHeaders
 
 __all__ = ["StreamableHTTPLink"]
@@ -120,7 +120,7 @@ class StreamableHTTPLink:
         """See ILink, and IHTTPLink for what `call` may be. False also of a closed link."""
         if self.closing:
             return False
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             assert message.id is not None
             stream: Stream = CallStream(
                 around=self.around, listener=self.listener, origin=call, id=message.id

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -45,7 +46,15 @@ from gateway.sessions.store import Gone, Local, Remote
 from gateway.settings import HTTPSettings
 from gateway.wire import refusals
 from gateway.wire.context import CallContext, Principal
-from gateway.wire.envelope import Kind, Message, NotAMessage, NotJSON, decode
+from gateway.wire.envelope import (
+    NOTIFICATION,
+    REQUEST,
+    RESPONSE,
+    Message,
+    NotAMessage,
+    NotJSON,
+    decode,
+)
 from gateway.wire.exchange import Exchange, RequestHead
 from gateway.wire.headers import forwardableHeaders
 from gateway.wire.refusals import Refusal
@@ -64,6 +73,9 @@ class Naming(Enum):
     the lost session's."""
 
 
+_HEADER, _QUERY = Naming
+
+
 @frozen
 class Entrance:
     """
@@ -76,7 +88,7 @@ class Entrance:
     server: IServer
     path: bytes
     methods: tuple[bytes, ...]
-    naming: Naming = Naming.HEADER
+    naming: Naming = _HEADER
     sessionless: Callable[[], bool | None] = lambda: False
     transport: str = field(init=False)
 
@@ -229,7 +241,7 @@ class Ladder:
             return self.refuse(exchange, refusals.notPermitted(), "authorization")
         if late is None:
             exchange.found = found
-        elif late.status == 413 or entrance.naming is Naming.HEADER or head.method != b"POST":
+        elif late.status == 413 or entrance.naming is _HEADER or head.method != b"POST":
             if late.status == 413:
                 self.shared.observer.observed(BoundReached("max_body", context.server))
             return self.refuse(exchange, late, "content")
@@ -238,7 +250,7 @@ class Ladder:
             return self._named(admitted, found, None, then)
         return exchange.collect(
             self.shared.limits.max_body,
-            lambda body: self._collected(admitted, found, body, then),
+            partial(self._collected, admitted, found, then),
         )
 
     def _find(self, head: RequestHead, entrance: Entrance, principal: Principal) -> Found:
@@ -262,7 +274,7 @@ class Ladder:
             events,
             None if version is None else version.decode("latin-1").strip(),
             head.headerValues(b"mcp-session-id")
-            if entrance.naming is Naming.HEADER
+            if entrance.naming is _HEADER
             else _queried(head.query),
             version is None or version.decode("latin-1").strip() in LEGACY,
         )
@@ -282,11 +294,11 @@ class Ladder:
         kinds = head.headerValues(b"content-type")
         if len(kinds) != 1 or not isJSON(kinds[0]):
             return refusals.unsupportedMediaType()
-        if found.entrance.naming is Naming.HEADER and not (found.json or found.events):
+        if found.entrance.naming is _HEADER and not (found.json or found.events):
             return refusals.notAcceptable("application/json or text/event-stream")
         return None
 
-    def _collected(self, admitted: Admitted, found: Found, body: bytes | None, then: Then) -> None:
+    def _collected(self, admitted: Admitted, found: Found, then: Then, body: bytes | None) -> None:
         """Rung 8, and as much of 10 and 11 as rung 9 needs to know."""
         late = found.refusal
         if body is None:
@@ -304,7 +316,7 @@ class Ladder:
         else:
             if isinstance(decoded, Message):
                 admitted.message = decoded
-                admitted.id = decoded.id if decoded.kind is not Kind.RESPONSE else None
+                admitted.id = decoded.id if decoded.kind is not RESPONSE else None
                 admitted.claim = claimedVersion(decoded, admitted.version)
             else:
                 admitted.batch = decoded
@@ -314,14 +326,14 @@ class Ladder:
 
     def _named(self, admitted: Admitted, found: Found, message: Message | None, then: Then) -> None:
         entrance, method = found.entrance, admitted.exchange.head.method
-        if entrance.naming is Naming.QUERY:
+        if entrance.naming is _QUERY:
             if method == b"GET":
                 return then(admitted)
         elif message is None:
             if method != b"POST" and admitted.version in MODERN:
                 return self._postOnly(admitted)
         elif admitted.claim is not None or (
-            message.method == "initialize" and message.kind is Kind.REQUEST
+            message.method == "initialize" and message.kind is REQUEST
         ):
             return self._judged(admitted, entrance, then)
         names = found.sessions
@@ -329,7 +341,7 @@ class Ladder:
             return self._unnamed(admitted, entrance, then)
         name = names[0].decode("latin-1") if len(names) == 1 else ""
         server, principal = found.context.server, found.context.principal
-        starts = method != b"DELETE" and (message is None or message.kind is Kind.REQUEST)
+        starts = method != b"DELETE" and (message is None or message.kind is REQUEST)
         session = self.shared.registry.find(name, server, principal, starts=starts)
         # What is another transport's session does not exist for this one.
         if session is not None and session.record.transport == entrance.transport:
@@ -350,7 +362,7 @@ class Ladder:
         self.refuse(admitted.exchange, refusals.sessionNotFound(), "session", admitted.id)
 
     def _unnamed(self, admitted: Admitted, entrance: Entrance, then: Then) -> None:
-        if entrance.naming is Naming.QUERY:
+        if entrance.naming is _QUERY:
             refusal = refusals.sessionRequired("the session_id that GET /sse names")
             return self.refuse(admitted.exchange, refusal, "session", admitted.id)
         if entrance.sessionless() is not False:
@@ -376,7 +388,7 @@ class Ladder:
     # Rungs 10 to 13.
 
     def _judged(self, admitted: Admitted, entrance: Entrance, then: Then) -> None:
-        late = entrance.naming is Naming.QUERY
+        late = entrance.naming is _QUERY
         if admitted.refusal is not None:
             return then(admitted) if late else self._refuseLate(admitted)
         for rung, judge in self._judges:
@@ -416,12 +428,12 @@ class Ladder:
             return None
         header, claim = admitted.version, admitted.claim
         if claim is not None:
-            if message.kind is Kind.NOTIFICATION:
+            if message.kind is NOTIFICATION:
                 return None
             if message.method == "server/discover":
                 return refusals.discoverNotServed()
             return refusals.unsupportedModernVersion(claim)
-        if header in MODERN and message.kind is Kind.REQUEST and message.method != "initialize":
+        if header in MODERN and message.kind is REQUEST and message.method != "initialize":
             return refusals.headersDisagree("params._meta has no protocolVersion")
         return None
 

@@ -40,7 +40,7 @@ from gateway.observe.observer import (
     MessageDropped,
 )
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message
+from gateway.wire.envelope import REQUEST, Message
 from gateway.wire.refusals import Reason
 
 __all__ = ["IKeptListener", "LinkKeeper"]
@@ -75,7 +75,7 @@ class _Hearing:
     def received(
         self, message: Message, origin: object | None, mark: EventMark | None = None
     ) -> None:
-        if message.kind is Kind.REQUEST and self.keeper.isRetired(self.link):
+        if message.kind is REQUEST and self.keeper.isRetired(self.link):
             # Its session is lost, so no answer could be delivered.
             self.keeper.dropped("session_lost")
         else:

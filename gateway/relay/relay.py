@@ -53,7 +53,7 @@ from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, members, text
+from gateway.wire.envelope import REQUEST, RESPONSE, Message, members, text
 from gateway.wire.refusals import Reason, callFailed
 
 __all__ = ["Relay", "Target"]
@@ -232,7 +232,7 @@ class Relay:
             raise SessionOver
         said, told = repetitions(record, result)
         for message in said:
-            if message.kind is Kind.REQUEST:
+            if message.kind is REQUEST:
                 continue
             note = Note(message, context, replayed=True, via=link) if self.sender.notes else None
             if not link.send(message, note, context):
@@ -242,7 +242,7 @@ class Relay:
                 if self.readers.link is not link:
                     # Lost meanwhile; the keeper says so.
                     return
-        asked = [message for message in said if message.kind is Kind.REQUEST]
+        asked = [message for message in said if message.kind is REQUEST]
         self.repeats.start(asked, link, context)
         if again:
             self.observer.observed(SessionRecovered(self.server.name, self.session.tag))
@@ -290,7 +290,7 @@ class Relay:
         """
         now = self.clock.seconds()
         self.session.use(now)
-        if message.kind is Kind.RESPONSE:
+        if message.kind is RESPONSE:
             effects = self.router.response(message, now)
         elif self._judges and not self._allows(Direction.TO_SERVER, message, context):
             self._drop("forbidden")
@@ -374,11 +374,11 @@ class Relay:
             return
         if (
             self._judges
-            and message.kind is not Kind.RESPONSE
+            and message.kind is not RESPONSE
             and not self._allows(Direction.TO_CLIENT, message, self.context)
         ):
             self._drop("forbidden")
-            if message.kind is Kind.REQUEST:
+            if message.kind is REQUEST:
                 refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
                 context = origin.context if isinstance(origin, Call) else None
                 self._forward(Forward(refused, None, context))

@@ -43,7 +43,7 @@ from gateway.relay.routes import Routes
 from gateway.relay.waiting import WaitingRoom
 from gateway.sessions.record import SessionRecord
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message, emptyResult, members, notification
+from gateway.wire.envelope import REQUEST, RESPONSE, Message, emptyResult, members, notification
 from gateway.wire.refusals import Reason, callFailed, errorMessage
 
 __all__ = ["Router"]
@@ -226,9 +226,9 @@ class Router:
         origin: the call or the attached stream it belongs to, or None where the link has one
             stream for all.
         """
-        if message.kind is Kind.RESPONSE:
+        if message.kind is RESPONSE:
             return self._answered(message, origin)
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             return self._requestOfServer(message, origin, now)
         if message.method == "notifications/progress":
             return self._progress(message, origin, now)
@@ -317,7 +317,7 @@ class Router:
 
     def undeliverable(self, message: Message, now: float) -> list[Effect]:
         """The stream of a `Deliver` did not take it."""
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             return self._unanswered(message, now, "The client does not keep up")
         return [self._dropped("undeliverable")]
 
@@ -340,7 +340,7 @@ class Router:
         return [self._deliver(message, target)]
 
     def _deliver(self, message: Message, target: object) -> Deliver:
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             question = self._questions.find(message.id)
             if question is not None:
                 question.target = target
@@ -370,7 +370,7 @@ class Router:
         return effects
 
     def _unheard(self, message: Message, now: float) -> list[Effect]:
-        if message.kind is Kind.REQUEST:
+        if message.kind is REQUEST:
             return self._unanswered(message, now, "The client has no stream open")
         return [self._dropped("no_stream")]
 
@@ -379,7 +379,7 @@ class Router:
         effects: list[Effect] = []
 
         def takes(message: Message) -> bool:
-            request = message.kind is Kind.REQUEST
+            request = message.kind is REQUEST
             logs = message.method == "notifications/message"
             target = None if self._isHeld(message) else self._routes.any(request or logs)
             if target is not None:
@@ -392,7 +392,7 @@ class Router:
     def _isHeld(self, message: Message) -> bool:
         """Whether a request of the server waits for `notifications/initialized`."""
         return (
-            message.kind is Kind.REQUEST
+            message.kind is REQUEST
             and message.method != "ping"
             and not self.record.initialized
             and not self.strict

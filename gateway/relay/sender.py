@@ -21,7 +21,7 @@ from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.effects import Call
 from gateway.relay.keeper import LinkKeeper
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind, Message
+from gateway.wire.envelope import RESPONSE, Message
 from gateway.wire.refusals import Reason
 
 __all__ = ["Note", "Sender", "SessionOver"]
@@ -98,7 +98,7 @@ class Sender:
             if call is not None:
                 call.via = link
             return link.send(message, call, context)
-        if message.kind is Kind.RESPONSE:
+        if message.kind is RESPONSE:
             # Whoever asked went away with the link.
             self._undelivered(call)
             return True
@@ -129,7 +129,7 @@ class Sender:
         call.replayed = True
         via, call.via = call.via, None
         self.outcome.forgotten(via)
-        if message.kind is Kind.RESPONSE:
+        if message.kind is RESPONSE:
             # Whoever asked went away with its session.
             self._undelivered(call)
         else:

@@ -98,7 +98,8 @@ class Session:
     def callStarted(self, now: float) -> None:
         """A running call keeps the session from being idle and from its absolute end."""
         self._calls += 1
-        self.use(now)
+        self.used = True
+        self.last_used = now
 
     def callEnded(self, now: float) -> None:
         """A call of `callStarted` ended."""

@@ -54,6 +54,9 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_ID",
     "MAX_MEMBERS",
+    "NOTIFICATION",
+    "REQUEST",
+    "RESPONSE",
     "Kind",
     "Message",
     "NotAMessage",
@@ -99,6 +102,10 @@ class Kind(Enum):
     REQUEST = "request"
     NOTIFICATION = "notification"
     RESPONSE = "response"
+
+
+REQUEST, NOTIFICATION, RESPONSE = Kind
+"""The kinds by their own names: a look into an Enum costs 50 ns, and a call takes thirty."""
 
 
 # A Struct, and no attrs class, for a call makes four of them: 0.1 µs each in place of 0.4.
@@ -189,19 +196,19 @@ def notification(method: str, **params: bytes) -> Message:
     fields = {"jsonrpc": Raw(b'"2.0"'), "method": Raw(_encode(method))}
     if params:
         fields["params"] = Raw(_encode({key: Raw(value) for key, value in params.items()}))
-    return Message(Kind.NOTIFICATION, fields, None, method)
+    return Message(NOTIFICATION, fields, None, method)
 
 
 def request(method: str, **params: bytes) -> Message:
     """A request of our own, whose id is set when it is sent; parameters are JSON texts."""
     fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(b"0"), **notification(method, **params).fields}
-    return Message(Kind.REQUEST, fields, b"0", method)
+    return Message(REQUEST, fields, b"0", method)
 
 
 def emptyResult(id: bytes) -> Message:
     """The answer that something is done; id as spelled."""
     fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(b"{}")}
-    return Message(Kind.RESPONSE, fields, id)
+    return Message(RESPONSE, fields, id)
 
 
 def encodeBatch(items: Iterable[bytes]) -> bytes:
@@ -292,7 +299,7 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         # "{" or "["; a view, for params may be large.
         if params is not None and memoryview(params)[0] not in (123, 91):
             raise NotAMessage('"params" must be an object or an array', id)
-        kind = Kind.NOTIFICATION if id is None else Kind.REQUEST
+        kind = NOTIFICATION if id is None else REQUEST
         # Looking for the key spares large params a second parse. An escape may hide it; to look
         # for one byte first is much quicker than for two.
         plain = b'"_meta"' not in data and (b"\\" not in data or b"\\u" not in data)
@@ -303,7 +310,7 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         raise NotAMessage("a response must have an id")
     if "error" in fields and memoryview(fields["error"])[0] != 123:
         raise NotAMessage('"error" must be an object', id)
-    return Message(Kind.RESPONSE, fields, id)
+    return Message(RESPONSE, fields, id)
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ modern (MCP 2026-07-28, basic/versioning); everything else is legacy.
 
 from __future__ import annotations
 
-from gateway.wire.envelope import Kind, Message, text
+from gateway.wire.envelope import NOTIFICATION, Message, text
 
 __all__ = [
     "LEGACY",
@@ -41,7 +41,7 @@ def claimedVersion(message: Message, header: str | None = None) -> str | None:
     claim = message.meta(VERSION_CLAIM)
     if claim is not None:
         return text(claim) or ""
-    if message.kind is Kind.NOTIFICATION and header in MODERN:
+    if message.kind is NOTIFICATION and header in MODERN:
         return header
     return None
 
