@@ -125,8 +125,7 @@ def test_acceptance_2_a_host_that_is_none(fronts: Fronts, quiet: None, kind: str
         for case in hosts(target, HOST):
             (answer,) = front.ask(case.data).answers()
             assert answer.status == 400, case.name
-            # Under a host's Site that is the Request's business.
-            assertRefused(answer, 400, closes=True if kind == "own" else None)
+            assertRefused(answer, 400)
     assert front.heard == 0
 
 

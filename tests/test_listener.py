@@ -442,8 +442,17 @@ async def test_a_unix_socket_is_as_good(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_94_sixty_four_descriptors_are_kept_back() -> None:
     """Of 256: clients that take all they get leave enough for children, and for the time after."""
-    files = 256
     running: Gateway = await startGateway()
+    try:
+        await _crowded(running, 256)
+        assert await running.stop() == 0
+    finally:
+        await running.stop()
+    assert "Traceback" not in running.process.err + running.process.out
+    assert "accept" not in running.process.err.lower()
+
+
+async def _crowded(running: Gateway, files: int) -> None:
     pid = running.process.transport.pid
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, files))
     port = int(running.base.rpartition(":")[2])
@@ -463,13 +472,12 @@ async def test_acceptance_94_sixty_four_descriptors_are_kept_back() -> None:
             refused += 1
         else:
             assert answer.status in (200, 503)
+            refused += answer.status == 503
             if answer.status == 200:
                 served.append(client)
-            else:
-                refused += 1
-    open_ = len(os.listdir(f"/proc/{pid}/fd"))
-    assert files - RESERVED_FILES - 20 <= open_ <= files - RESERVED_FILES + 20
-    assert len(served) > 150 and refused
+    assert len(served) + refused == files + 100
+    assert files - RESERVED_FILES - 50 <= len(served) <= files - RESERVED_FILES
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= files - RESERVED_FILES + 20
     # Meanwhile children are started for those who are connected.
     for client in served[:5]:
         client.send(request(b"POST", b"/mcp", port, hello()))
@@ -484,9 +492,6 @@ async def test_acceptance_94_sixty_four_descriptors_are_kept_back() -> None:
     assert (await client.response()).status == 200
     client.reset()
     await client.ended
-    assert await running.stop() == 0
-    assert "Traceback" not in running.process.err + running.process.out
-    assert "accept" not in running.process.err.lower()
 
 
 def test_a_listener_needs_no_socket_of_its_own() -> None:

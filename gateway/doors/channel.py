@@ -129,6 +129,10 @@ class RequestChannel:
         if self._producer is not None:
             self._producer.resumeProducing()
 
+    def hearNoMore(self) -> None:
+        """The answer is to be the last of its connection; only before it has begun."""
+        self._line.persistent = False
+
     # HTTPChannel, as a Request uses it.
 
     def writeHeaders(

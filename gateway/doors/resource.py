@@ -24,6 +24,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import Interface, implementer
 
+from gateway.doors.channel import RequestChannel
 from gateway.proxies import crossorigin
 from gateway.proxies.ladder import Ladder
 from gateway.wire import refusals
@@ -167,6 +168,9 @@ class RequestExchange:
         fields = request.responseHeaders
         fields.removeHeader(b"server")
         fields.removeHeader(b"content-type")
+        if not self.allowed and isinstance(request.channel, RequestChannel):
+            # A Host that is none, or foreign: nothing behind it on this connection is heard.
+            request.channel.hearNoMore()
         # A foreign Origin is told nothing that lets its page read the refusal.
         shared = crossorigin.shared(self.head) if self.allowed else ()
         for name, value in headers + shared:
