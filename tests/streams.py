@@ -143,6 +143,14 @@ def read(pieces: Iterable[bytes], bounds: RequestBounds | None = None) -> Readin
     return reading
 
 
+def told(requests: list[Request]) -> list[object]:
+    """All that was told of them, but for how a length was spelled."""
+    return [
+        (one.framing, one.persistent, one.length, one.continues, one.body, one.ended)
+        for one in requests
+    ]
+
+
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     """The stream in pieces, cut at these places."""
     edges = sorted({0, len(data), *(place for place in places if place < len(data))})

@@ -22,7 +22,6 @@ from streams import (
     TOKENS,
     Ear,
     Reading,
-    Request,
     cut,
     difference,
     judge,
@@ -30,6 +29,7 @@ from streams import (
     read,
     stream,
     stricter,
+    told,
 )
 
 from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
@@ -477,14 +477,6 @@ def test_an_owner_that_stops_hears_nothing_more() -> None:
 
 
 # Any cut, any stream.
-
-
-def told(requests: list[Request]) -> list[object]:
-    """All that was told of them, but for how a length was spelled."""
-    return [
-        (one.framing, one.persistent, one.length, one.continues, one.body, one.ended)
-        for one in requests
-    ]
 
 
 def same(data: bytes, places: list[int], **bounds: int) -> None:
