@@ -16,13 +16,10 @@ from gateway.proxies.endpoint import StreamableEndpoint
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.sse import SSEProxy
 from gateway.wire import refusals
-from gateway.wire.exchange import Exchange
+from gateway.wire.exchange import Exchange, Serve
 from gateway.wire.refusals import JSON_TYPE, Refusal
 
-__all__ = ["GatewayApp", "Mount", "Serve"]
-
-Serve = Callable[[Exchange], None]
-"""Serves an exchange, from the foot of the ladder on."""
+__all__ = ["GatewayApp", "Mount"]
 
 
 @define(eq=False)

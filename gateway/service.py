@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from gateway.app import GatewayApp, Mount, Serve
+from gateway.app import GatewayApp, Mount
 from gateway.clock import MonotonicClock
 from gateway.config import Configuration
 from gateway.doors.listener import Listener
@@ -50,6 +50,7 @@ from gateway.servers.stdio import StdioServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
 from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
+from gateway.wire.exchange import Serve
 
 __all__ = ["GatewayService", "State"]
 

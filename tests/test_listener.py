@@ -438,6 +438,23 @@ async def test_a_unix_socket_is_as_good(tmp_path: Path) -> None:
 # How many there may be.
 
 
+@pytest_twisted.ensureDeferred
+async def test_aClientThatIsGoneIsNoticedByTheSystem() -> None:
+    listening = await gateway.listen(
+        TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1"), Site(Resource())
+    )
+    try:
+        ours, tcp = listening.socket, socket.IPPROTO_TCP
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert ours.getsockopt(tcp, socket.TCP_KEEPIDLE) == 30
+        assert ours.getsockopt(tcp, socket.TCP_KEEPINTVL) == 10
+        assert ours.getsockopt(tcp, socket.TCP_KEEPCNT) == 3
+        assert ours.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 60_000
+        assert ours.getsockopt(tcp, socket.TCP_NODELAY) == 1
+    finally:
+        await listening.stopListening()
+
+
 @pytest.mark.acceptance(94)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_94_sixty_four_descriptors_are_kept_back() -> None:

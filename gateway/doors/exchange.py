@@ -14,7 +14,7 @@ from gateway.proxies import crossorigin
 from gateway.wire.context import HeaderPairs
 from gateway.wire.exchange import RequestHead
 
-__all__ = ["Carrier", "LLExchange", "LLSink", "Serve"]
+__all__ = ["Carrier", "LLExchange", "LLSink"]
 
 
 class Carrier(Protocol):
@@ -111,12 +111,14 @@ class LLExchange:
         if not self.allowed:
             # A Host that is none, or foreign: nothing behind it on this connection is heard.
             self.line.persistent = False
-        elif self.head.header(b"origin") is not None:
-            headers = headers + crossorigin.shared(self.head)
         # Two parts of one answer in two packets would cost both sides.
         connection.out.write(
             encodeAnswer(
-                status, headers, body, connection.ending(self.line), self.head.method == b"HEAD"
+                status,
+                self._shared(headers),
+                body,
+                connection.ending(self.line),
+                self.head.method == b"HEAD",
             )
         )
         self._over(connection)
@@ -147,9 +149,7 @@ class LLExchange:
 
     def _shared(self, headers: HeaderPairs) -> HeaderPairs:
         # A foreign Origin is told nothing that lets its page read the refusal.
-        if self.allowed and self.head.header(b"origin") is not None:
-            return headers + crossorigin.shared(self.head)
-        return headers
+        return headers + crossorigin.shared(self.head) if self.allowed else headers
 
     def _over(self, connection: Carrier) -> None:
         self._connection, self._then, self._body, self.onGone = None, None, b"", None
@@ -248,7 +248,3 @@ class LLSink:
     def gone(self) -> None:
         """The connection is lost."""
         self._connection, self.blocked = None, True
-
-
-Serve = Callable[[LLExchange], None]
-"""Serves the exchange of a request whose path is a proxy's."""

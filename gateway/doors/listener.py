@@ -29,11 +29,12 @@ from twisted.logger import Logger
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from gateway.doors.exchange import Serve
 from gateway.doors.llhttp import Connection
 from gateway.guard.limits import Limits
+from gateway.http1.peers import watchPeer
 from gateway.http1.requests import RequestBounds
 from gateway.observe.observer import BoundReached, IObserver, RequestRefused
+from gateway.wire.exchange import Serve
 from gateway.wire.refusals import Refusal
 
 __all__ = ["Listener"]
@@ -47,10 +48,8 @@ RESERVED_FILES = 64
 BACKLOG = 4096
 """Connections the kernel keeps until we accept them; 50, Twisted's default, is soon full."""
 
-# Seconds, and a count: a peer that vanished without a word is found after about a minute.
-_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-_USER_TIMEOUT = 60_000
-"""Milliseconds that sent bytes may stay unacknowledged (RFC 5482)."""
+HALF_OPEN = 60.0
+"""Seconds after which a peer that vanished without a word is found."""
 
 _UNSENT = 128 * 1024
 """
@@ -113,11 +112,10 @@ class Listener(ServerFactory):
             listening.listen(BACKLOG)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            options = {"TCP_USER_TIMEOUT": _USER_TIMEOUT, "TCP_NOTSENT_LOWAT": _UNSENT}
-            for name, value in (_KEEPALIVE | options).items():
-                # Not every system has each of them.
-                with suppress(AttributeError, OSError):
-                    listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            watchPeer(listening, HALF_OPEN)
+            # Not every system has it.
+            with suppress(AttributeError, OSError):
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         return port
 
     # ServerFactory

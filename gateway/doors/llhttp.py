@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from operator import methodcaller
 from typing import Any
 from typing import Protocol as Interface
 
@@ -36,14 +37,14 @@ from twisted.python.failure import Failure
 from twisted.web.server import Site
 
 from gateway.doors.channel import RequestChannel
-from gateway.doors.exchange import LLExchange, Serve
+from gateway.doors.exchange import LLExchange
 from gateway.doors.outflow import Outflow
 from gateway.guard.limits import Limits
 from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
 from gateway.http1.writing import CLOSE, KEEP_ALIVE, encodeAnswer
 from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
-from gateway.wire.exchange import RequestHead
+from gateway.wire.exchange import RequestHead, Serve
 from gateway.wire.refusals import Refusal
 
 __all__ = ["DRAIN", "LINGER", "Connection"]
@@ -65,6 +66,7 @@ SPARE = 16
 
 _NO_HEAD = RequestHead(b"", b"", b"", ())
 _NEVER = float("inf")
+_unserved: Serve = methodcaller("abort")
 _log = Logger()
 
 
@@ -138,7 +140,7 @@ class Connection(Protocol):
         self._going: IDelayedCall | None = None
         self._peer, self._port = "", 0
         self._fields: HeaderPairs | None = None
-        self._serve: Serve = LLExchange.abort
+        self._serve = _unserved
         self._head = _NO_HEAD
         self._found: Any = None
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 
+from gateway.wire.headers import TCHAR
+
 __all__ = ["BadChunk", "ChunkLines"]
 
 _BREAK = b"\r\n"
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]*+")
 _EXTENSIONS = re.compile(
-    rb"(?:;[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-    rb"(?:=(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-    rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"))?)*+'
+    rb"(?:;%b++(?:=(?:%b++"
+    rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"))?)*+' % (TCHAR, TCHAR)
 )
 _DIGITS = 16
 """Of a chunk's size: 64 bits hold no larger one."""

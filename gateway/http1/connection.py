@@ -32,13 +32,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.http1.peers import watchPeer
 from gateway.http1.responses import END, BadResponse, ResponseHead, ResponseReader
 
 __all__ = ["Asking", "Connection", "Fault", "Owner"]
-
-_MOST_SECONDS = 32_767
-_MOST_MILLISECONDS = 2**31 - 1
-"""What Linux takes for these options (tcp(7))."""
 
 _log = Logger(namespace="gateway.http1")
 
@@ -159,7 +156,7 @@ class Connection(TwistedProtocol):
             transport.setTcpKeepAlive(True)
         plain = getattr(transport, "transport", transport) if self._encrypted else transport
         if isinstance(plain, TCPConnection):
-            _watchPeer(plain.socket, self._owner.limits.upstream_half_open)
+            watchPeer(plain.socket, self._owner.limits.upstream_half_open)
             if plain is transport:
                 self._socket = plain.socket
                 if hasattr(select, "poll"):
@@ -338,21 +335,3 @@ class Connection(TwistedProtocol):
         self._owner.bounded(limit)
         self.abort()
         self._tell(asking.failed, Fault.STALLED)
-
-
-def _watchPeer(sock: socket.socket, seconds: float) -> None:
-    """
-    Have the operating system notice a peer that is gone without a word, within some seconds.
-
-    What was sent is not acknowledged for so long, or nothing was sent and probes are not.
-    """
-    options = {
-        "TCP_KEEPIDLE": min(seconds / 2, _MOST_SECONDS),
-        "TCP_KEEPINTVL": min(seconds / 6, _MOST_SECONDS),
-        "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": min(seconds * 1000, _MOST_MILLISECONDS),
-    }
-    for name, value in options.items():
-        number = getattr(socket, name, None)
-        if number is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, number, max(1, round(value)))

@@ -37,14 +37,15 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from gateway.http1.chunks import BadChunk, ChunkLines
 from gateway.http1.heads import KnownHeads
 from gateway.wire.context import HeaderPairs
+from gateway.wire.headers import TCHAR
 
 __all__ = ["BadRequest", "RequestBounds", "RequestLine", "RequestOwner", "RequestReader"]
 
 _END = b"\r\n\r\n"
 _BREAK = b"\r\n"
-_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]++) ([!-\"$-~]++) HTTP/([0-9]\.[0-9])\r\n")
+_LINE = re.compile(rb"(" + TCHAR + rb"++) ([!-\"$-~]++) HTTP/([0-9]\.[0-9])\r\n")
 # What may become a request line when more of it comes.
-_BEGUN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*+(?: (?:[!-\"$-~]++(?: [HTP/0-9.]{0,8}\r?)?)?)?")
+_BEGUN = re.compile(TCHAR + rb"*+(?: (?:[!-\"$-~]++(?: [HTP/0-9.]{0,8}\r?)?)?)?")
 _DIGITS = 20
 """Of a length: 64 bits hold no larger one."""
 _NO_FIELDS: dict[bytes, bytes] = {}

@@ -266,18 +266,14 @@ class Ladder:
             host=head.header(b"host") or b"",
         )
         json, events = accepts(b",".join(head.headerValues(b"accept")))
-        version = head.header(b"mcp-protocol-version")
-        found = Found(
-            entrance,
-            context,
-            json,
-            events,
-            None if version is None else version.decode("latin-1").strip(),
-            head.headerValues(b"mcp-session-id")
-            if entrance.naming is _HEADER
-            else _queried(head.query),
-            version is None or version.decode("latin-1").strip() in LEGACY,
-        )
+        said = head.header(b"mcp-protocol-version")
+        version = None if said is None else said.decode("latin-1").strip()
+        if entrance.naming is _HEADER:
+            sessions = head.headerValues(b"mcp-session-id")
+        else:
+            sessions = _queried(head.query)
+        tolerated = version is None or version in LEGACY
+        found = Found(entrance, context, json, events, version, sessions, tolerated)
         found.refusal = self._content(head, found)
         return found
 

@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from gateway.wire.context import HeaderPairs
 
-__all__ = ["EventSink", "Exchange", "RequestHead"]
+__all__ = ["EventSink", "Exchange", "RequestHead", "Serve"]
 
 
 @frozen
@@ -113,3 +113,7 @@ class Exchange(Protocol):
 
     def abort(self) -> None:
         """Cut the connection without an answer."""
+
+
+Serve = Callable[[Exchange], None]
+"""Serves the exchange of a request whose path is a proxy's, from the foot of the ladder on."""

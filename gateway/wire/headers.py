@@ -31,6 +31,7 @@ from gateway.wire.context import CallContext, HeaderPairs
 __all__ = [
     "RESERVED",
     "RESERVED_FAMILIES",
+    "TCHAR",
     "configuredHeaders",
     "fieldLines",
     "forwardableHeaders",
@@ -40,7 +41,10 @@ __all__ = [
     "requestHeaders",
 ]
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+"""What a token is made of (RFC 9110 section 5.6.2), as a regular expression."""
+
+_TOKEN = re.compile(TCHAR + rb"+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"[!-~]+")
 
