@@ -85,8 +85,8 @@ async def _ask(connection: Connection, data: bytes) -> Response:
         raise Broken(f"no answer within {_WAIT:.0f} s") from None
 
 
-class StreamableSession:
-    """A session over Streamable HTTP."""
+class _Session:
+    """What both transports' sessions are made of; `_stream` is where the server speaks."""
 
     def __init__(self, port: int, path: str, revision: str) -> None:
         self.heard: Callable[[], None] = lambda: None
@@ -96,12 +96,28 @@ class StreamableSession:
         self._path = path
         self._revision = revision
         self._ids = count(1)
+        self._stream: Connection | None = None
+
+    def streamLost(self, why: str) -> None:
+        """The stream ended, and not by us."""
+        self.lost = self.lost or why
+
+    def drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+class StreamableSession(_Session):
+    """A session over Streamable HTTP."""
+
+    def __init__(self, port: int, path: str, revision: str) -> None:
+        super().__init__(port, path, revision)
         self._fields = {
             "Accept": "application/json, text/event-stream",
             "Content-Type": "application/json",
         }
         self._head = request("POST", path, port, self._fields)
-        self._stream: Connection | None = None
 
     async def open(self, connection: Connection) -> None:
         answer = await _ask(connection, _bodied(self._head, _initialize(self._revision)))
@@ -126,10 +142,6 @@ class StreamableSession:
         """A message on the GET stream."""
         self.heard()
 
-    def streamLost(self, why: str) -> None:
-        """The GET stream ended, and not by us."""
-        self.lost = self.lost or why
-
     def call(self, connection: Connection, shape: Shape, over: Callable[[Call], None]) -> Call:
         call = Call(next(self._ids), shape, over)
         data = _bodied(self._head, call.body())
@@ -152,11 +164,6 @@ class StreamableSession:
         answer = await _ask(connection, head + b"\r\n\r\n")
         if answer.status not in (200, 202, 204):
             raise Broken(f"DELETE: HTTP status {answer.status}")
-
-    def drop(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
 
 
 class _Listening:
@@ -187,20 +194,13 @@ class _Listening:
         self._session.streamLost(str(error))
 
 
-class SSESession:
+class SSESession(_Session):
     """A session over HTTP+SSE."""
 
     def __init__(self, port: int, path: str, revision: str) -> None:
-        self.heard: Callable[[], None] = lambda: None
-        self.strays = 0
-        self.lost = ""
-        self._port = port
-        self._path = path
-        self._revision = revision
-        self._ids = count(1)
+        super().__init__(port, path, revision)
         self._calls: dict[int, Call] = {}
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._stream: Connection | None = None
         self._head = b""
 
     async def open(self, connection: Connection) -> None:
@@ -220,8 +220,8 @@ class SSESession:
         await self._post(connection, _INITIALIZED)
 
     def streamLost(self, why: str) -> None:
-        """The stream ended, and not by us."""
-        self.lost = self.lost or why
+        """The stream ended, and its calls with it."""
+        super().streamLost(why)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.end(why)
@@ -284,11 +284,6 @@ class SSESession:
 
     async def close(self, connection: Connection) -> None:
         self.drop()
-
-    def drop(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
 
 
 class _Posted:
