@@ -27,6 +27,11 @@ class _Common:
         again for the next call, "lost" ends the session (404 -32001).
     isolation: "session" gives each session a child, or an upstream session, of its own; with
         "shared" all sessions share one (docs/isolation.md).
+    era: which revisions the server speaks: "legacy" up to 2025-11-25, "modern" from 2026-07-28 on;
+        "auto" finds out by asking it (docs/eras.md).
+    callers: how the modern callers of a legacy server are told apart, for each has state of its
+        own there: "principal", "header:NAME" (each value of that request header is one caller of its
+        principal), or "call" (nothing is kept from one call to the next).
     """
 
     name: str
@@ -36,6 +41,8 @@ class _Common:
     handshake_timeout: float = 60.0
     on_exit: Literal["replay", "lost"] = "replay"
     isolation: Literal["session", "shared"] = "session"
+    era: Literal["auto", "legacy", "modern"] = "auto"
+    callers: str = "principal"
 
 
 @frozen(kw_only=True)

@@ -396,7 +396,7 @@ def test_a_message_names_file_key_found_expected_and_a_near_miss(tmp_path: Path)
     assert str(caught.value) == (
         f"{path}: mcpServers.github.arg: found an unknown key, expected one of command, args, "
         "env, cwd, url, headers, forward_authorization, proxy, type, transport, transportType, "
-        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation; "
+        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation, era, callers; "
         'did you mean "args"?'
     )
 
@@ -501,6 +501,9 @@ def test_servers_at_the_top_level(mistakes: Callable[..., list[str]]) -> None:
         ('{"mcpServers": {"a": {"command": "x", "timeout": 1e999}}}', "found inf (a number)"),
         (stdio(on_exit="replays"), 'did you mean "replay"?'),
         (stdio(isolation="share"), 'did you mean "shared"?'),
+        (stdio(era="modren"), 'did you mean "modern"?'),
+        (stdio(callers="user"), '"principal", "call" or "header:NAME"'),
+        (stdio(callers="header:a b"), '"principal", "call" or "header:NAME"'),
         (stdio(isolation=True), "mcpServers.a.isolation: found true (a boolean)"),
         (
             http(isolation="shared", forward_authorization=True),

@@ -19,6 +19,7 @@ MODULES = {
 
 ROOMS = [
     {"wire"},
+    {"bridge"},
     {"observe", "guard"},
     {"http1", "sessions"},
     {"links"},

@@ -8,6 +8,7 @@ notice; everything else that is unknown is a mistake.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from gateway.config.values import (
     readURL,
 )
 from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
+from gateway.wire.headers import TCHAR
 
 __all__ = [
     "IGNORED",
@@ -75,6 +77,17 @@ def _path(node: Node) -> str | None:
     return text
 
 
+def _callers(node: Node) -> str | None:
+    said = node.text()
+    if said is None or said in ("principal", "call"):
+        return said
+    kind, _, name = said.partition(":")
+    if kind != "header" or not re.fullmatch(TCHAR.decode("ascii") + "+", name):
+        node.wrong('"principal", "call" or "header:NAME", with the name of a request header')
+        return None
+    return f"header:{name.lower()}"
+
+
 _COMMON: dict[str, Reader] = {
     "default": Node.flag,
     "timeout": _seconds,
@@ -82,6 +95,8 @@ _COMMON: dict[str, Reader] = {
     "handshake_timeout": _seconds,
     "on_exit": lambda node: node.choice(("replay", "lost")),
     "isolation": lambda node: node.choice(("session", "shared")),
+    "era": lambda node: node.choice(("auto", "legacy", "modern")),
+    "callers": _callers,
 }
 _STDIO: dict[str, Reader] = {
     "command": _path,

@@ -27,8 +27,10 @@ __all__ = [
     "ILink",
     "ILinkListener",
     "IServer",
+    "ITwoEraServer",
     "LinkFailed",
     "ListenRefused",
+    "NotModern",
     "Outcome",
     "Reason",
     "Settled",
@@ -91,6 +93,10 @@ class LinkFailed(Exception):
         self.answer = answer
         self.status = status
         self.retryAfter = retryAfter
+
+
+class NotModern(LinkFailed):
+    """A server that answered, or kept silent, as none of the modern era does."""
 
 
 class ListenRefused(Exception):
@@ -249,3 +255,26 @@ class IServer(Interface):
 
     def drain() -> Deferred[None]:
         """Close every link. Fires when none of its processes or connections is left."""
+
+
+class ITwoEraServer(IServer):
+    """
+    A configured server that can be spoken to in either era.
+
+    `link` is of the legacy era: its handshake is `initialize`. Both may be had at the same time,
+    for neither shares a process or a session with the other.
+    """
+
+    def modernLink(listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+        """
+        Make a link of the modern era (MCP 2026-07-28). Its handshake is `server/discover`, in the
+        gateway's own name; its `answer` is the response to that.
+
+        What is sent on it are modern messages: each request has its `params._meta` whole and an
+        id no other running one has; nothing is stamped or mapped there. A notification or
+        response is no HTTP server's to take: there only requests are sent, and `cancel` closes
+        the response stream, which is the cancellation; to a child, who cancels says
+        `notifications/cancelled` first. A call refused with an HTTP status is settled with the
+        server's JSON-RPC error as `body`, where it gave one.
+        Fails with NotModern where the server is of the legacy era only, else with LinkFailed.
+        """

@@ -21,6 +21,7 @@ from gateway.wire.revisions import LEGACY
 
 __all__ = [
     "JSON_TYPE",
+    "FailedCall",
     "Reason",
     "Refusal",
     "atCapacity",
@@ -71,6 +72,12 @@ class Reason(Enum):
     RATE_LIMITED = "rate_limited"
     FORBIDDEN = "forbidden"
     SHUTTING_DOWN = "shutting_down"
+
+
+class FailedCall(Message):
+    """The answer that the gateway itself gives to a call that failed; why: `data.reason`."""
+
+    why: Reason = Reason.BAD_ANSWER
 
 
 @frozen
@@ -277,7 +284,9 @@ def shuttingDown(retryAfter: int) -> Refusal:
     )
 
 
-def callFailed(id: bytes | None, reason: Reason, message: str, retryAfter: float = 0.0) -> Message:
+def callFailed(
+    id: bytes | None, reason: Reason, message: str, retryAfter: float = 0.0
+) -> FailedCall:
     """
     The answer to a call that failed in a live session: HTTP 200 with this error.
 
@@ -286,7 +295,8 @@ def callFailed(id: bytes | None, reason: Reason, message: str, retryAfter: float
     data: dict[str, object] = {"reason": reason.value}
     if retryAfter:
         data["retryAfterMs"] = math.ceil(retryAfter * 1000)
-    return errorMessage(id, -32000, message, data)
+    answer = errorMessage(id, -32000, message, data)
+    return FailedCall(answer.kind, answer.fields, id, why=reason)
 
 
 def lostWithSession(id: bytes) -> Message:
