@@ -30,7 +30,7 @@ class _Common:
     era: which revisions the server speaks: "legacy" up to 2025-11-25, "modern" from 2026-07-28 on;
         "auto" finds out by asking it (docs/eras.md).
     callers: how the modern callers of a legacy server are told apart, for each has state of its
-        own there: "principal", "header:NAME" (each value of that request header is one caller of its
+        own there: "principal", "header:NAME" (each value of that header is one caller of its
         principal), or "call" (nothing is kept from one call to the next).
     """
 

@@ -396,7 +396,8 @@ def test_a_message_names_file_key_found_expected_and_a_near_miss(tmp_path: Path)
     assert str(caught.value) == (
         f"{path}: mcpServers.github.arg: found an unknown key, expected one of command, args, "
         "env, cwd, url, headers, forward_authorization, proxy, type, transport, transportType, "
-        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation, era, callers; "
+        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation, era, "
+        "callers; "
         'did you mean "args"?'
     )
 
