@@ -27,14 +27,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import fixture_inputs
 import matrix_tools
 import mcp_types as types
 import uvicorn
+from fixture_eras import ERAS, OneEraApp, oneEraStreams
 from mcp.server.context import ServerRequestContext
-from mcp.server.lowlevel import Server
+from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.sse import SseServerTransport
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
@@ -106,33 +109,37 @@ async def withProgress(ctx: Context, _: JSON) -> list[JSON]:
     return [text("Reported progress three times.")]
 
 
-async def sampling(ctx: Context, arguments: JSON) -> list[JSON]:
-    asked = types.SamplingMessage(
-        role="user", content=types.TextContent(type="text", text=str(arguments["prompt"]))
-    )
-    answer = await ctx.session.create_message(
-        [asked], max_tokens=100, related_request_id=ctx.request_id
-    )
-    said = answer.content.text if isinstance(answer.content, types.TextContent) else "no text"
-    return [text(f"LLM response: {said}")]
+async def sampling(ctx: Context, params: types.CallToolRequestParams) -> list[JSON]:
+    asked = fixture_inputs.sample(str((params.arguments or {})["prompt"]))
+    answer = (await fixture_inputs.ask(ctx, params, {"sample": asked}))["sample"]
+    return [text(f"LLM response: {answer['content'].get('text', 'no text')}")]
 
 
-async def elicit(ctx: Context, message: str, properties: JSON, required: list[str]) -> str:
+async def elicit(
+    ctx: Context,
+    params: types.CallToolRequestParams,
+    message: str,
+    properties: JSON,
+    required: list[str],
+) -> str:
     schema = {"type": "object", "properties": properties, "required": required}
-    answer = await ctx.session.elicit_form(message, schema, related_request_id=ctx.request_id)
-    return f"action={answer.action}, content={json.dumps(answer.content)}"
+    asked = {"mode": "form", "message": message, "requestedSchema": schema}
+    form = {"method": "elicitation/create", "params": asked}
+    answer = (await fixture_inputs.ask(ctx, params, {"form": form}))["form"]
+    return f"action={answer['action']}, content={json.dumps(answer.get('content'))}"
 
 
-async def elicitation(ctx: Context, arguments: JSON) -> list[JSON]:
+async def elicitation(ctx: Context, params: types.CallToolRequestParams) -> list[JSON]:
     properties = {
         "username": {"type": "string", "description": "User's response"},
         "email": {"type": "string", "description": "User's email address"},
     }
-    said = await elicit(ctx, str(arguments["message"]), properties, list(properties))
+    message = str((params.arguments or {})["message"])
+    said = await elicit(ctx, params, message, properties, list(properties))
     return [text(f"User response: {said}")]
 
 
-async def elicitationDefaults(ctx: Context, _: JSON) -> list[JSON]:
+async def elicitationDefaults(ctx: Context, params: types.CallToolRequestParams) -> list[JSON]:
     statuses = ["active", "inactive", "pending"]
     properties = {
         "name": {"type": "string", "default": "John Doe"},
@@ -141,7 +148,9 @@ async def elicitationDefaults(ctx: Context, _: JSON) -> list[JSON]:
         "status": {"type": "string", "enum": statuses, "default": "active"},
         "verified": {"type": "boolean", "default": True},
     }
-    return [text(f"Elicitation completed: {await elicit(ctx, 'Defaults?', properties, [])}")]
+    return [
+        text(f"Elicitation completed: {await elicit(ctx, params, 'Defaults?', properties, [])}")
+    ]
 
 
 def titled(kind: str) -> list[JSON]:
@@ -149,7 +158,7 @@ def titled(kind: str) -> list[JSON]:
     return [{"const": f"value{n}", "title": f"{ordinal} {kind}"} for n, ordinal in ordinals]
 
 
-async def elicitationEnums(ctx: Context, _: JSON) -> list[JSON]:
+async def elicitationEnums(ctx: Context, params: types.CallToolRequestParams) -> list[JSON]:
     options = ["option1", "option2", "option3"]
     properties = {
         "untitledSingle": {"type": "string", "enum": options},
@@ -162,7 +171,7 @@ async def elicitationEnums(ctx: Context, _: JSON) -> list[JSON]:
         "untitledMulti": {"type": "array", "items": {"type": "string", "enum": options}},
         "titledMulti": {"type": "array", "items": {"anyOf": titled("Choice")}},
     }
-    return [text(f"Elicitation completed: {await elicit(ctx, 'Enums?', properties, [])}")]
+    return [text(f"Elicitation completed: {await elicit(ctx, params, 'Enums?', properties, [])}")]
 
 
 async def reconnection(ctx: Context, _: JSON) -> list[JSON]:
@@ -234,31 +243,45 @@ TOOLS: dict[str, tuple[Callable[[Context, JSON], Awaitable[list[JSON]]], JSON]] 
     "test_tool_with_logging": (withLogging, takes()),
     "test_error_handling": (fails, takes()),
     "test_tool_with_progress": (withProgress, takes()),
-    "test_sampling": (sampling, takes("prompt")),
-    "test_elicitation": (elicitation, takes("message")),
-    "test_elicitation_sep1034_defaults": (elicitationDefaults, takes()),
-    "test_elicitation_sep1330_enums": (elicitationEnums, takes()),
     "test_reconnection": (reconnection, takes()),
     "json_schema_2020_12_tool": (fixed(text("Valid.")), SCHEMA_2020_12),
     **matrix_tools.TOOLS,
 }
+ASKING_TOOLS: dict[str, tuple[fixture_inputs.Tool, JSON]] = {
+    "test_sampling": (sampling, takes("prompt")),
+    "test_elicitation": (elicitation, takes("message")),
+    "test_elicitation_sep1034_defaults": (elicitationDefaults, takes()),
+    "test_elicitation_sep1330_enums": (elicitationEnums, takes()),
+    **fixture_inputs.TOOLS,
+}
+"""Those that need more of a call than its arguments."""
 
 
 async def listTools(_: Context, __: object) -> types.ListToolsResult:
     tools = [
         {"name": name, "description": f"Fixture {name}", "inputSchema": schema}
-        for name, (_run, schema) in TOOLS.items()
+        for name, (_run, schema) in {**TOOLS, **ASKING_TOOLS}.items()
     ]
     return types.ListToolsResult.model_validate({"tools": tools})
 
 
-async def callTool(ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
-    if params.name not in TOOLS:
-        raise MCPError(types.INVALID_PARAMS, "Unknown tool")
-    run, _ = TOOLS[params.name]
+async def callTool(
+    ctx: Context, params: types.CallToolRequestParams
+) -> types.CallToolResult | types.InputRequiredResult:
     try:
-        content, failed = await run(ctx, params.arguments or {}), False
-    except (ValueError, KeyError, MCPError) as error:
+        if params.name in TOOLS:
+            content, failed = await TOOLS[params.name][0](ctx, params.arguments or {}), False
+        elif params.name in ASKING_TOOLS:
+            content, failed = await ASKING_TOOLS[params.name][0](ctx, params), False
+        else:
+            raise MCPError(types.INVALID_PARAMS, "Unknown tool")
+    except fixture_inputs.NeedsInput as needed:
+        return needed.result
+    except MCPError as error:
+        if error.error.code in (types.INVALID_PARAMS, types.MISSING_REQUIRED_CLIENT_CAPABILITY):
+            raise
+        content, failed = [text(str(error))], True
+    except (ValueError, KeyError) as error:
         content, failed = [text(str(error))], True
     return types.CallToolResult.model_validate({"content": content, "isError": failed})
 
@@ -322,6 +345,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "test_prompt_with_arguments": ("arg1", "arg2"),
     "test_prompt_with_embedded_resource": ("resourceUri",),
     "test_prompt_with_image": (),
+    fixture_inputs.PROMPT: (),
 }
 
 
@@ -337,7 +361,9 @@ async def listPrompts(_: Context, __: object) -> types.ListPromptsResult:
     return types.ListPromptsResult.model_validate({"prompts": prompts})
 
 
-async def getPrompt(_: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+async def getPrompt(
+    ctx: Context, params: types.GetPromptRequestParams
+) -> types.GetPromptResult | types.InputRequiredResult:
     if params.name not in PROMPTS:
         raise MCPError(types.INVALID_PARAMS, "Unknown prompt")
     given = params.arguments or {}
@@ -353,6 +379,11 @@ async def getPrompt(_: Context, params: types.GetPromptRequestParams) -> types.G
         content = [resource, text("Please process the embedded resource above.")]
     elif params.name == "test_prompt_with_image":
         content = [IMAGE, text("Please analyze the image above.")]
+    elif params.name == fixture_inputs.PROMPT:
+        try:
+            content = await fixture_inputs.prompt(ctx, params)
+        except fixture_inputs.NeedsInput as needed:
+            return needed.result
     else:
         content = [text("This is a simple prompt for testing.")]
     messages = [{"role": "user", "content": one} for one in content]
@@ -395,8 +426,18 @@ class Events(EventStore):
         return stream
 
 
+class Fixture(Server[Any]):
+    """Its lists change, and it says so to legacy clients, too."""
+
+    def create_initialization_options(
+        self, notification_options: NotificationOptions | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        changing = notification_options or NotificationOptions(True, True, True)
+        return super().create_initialization_options(changing, *args, **kwargs)
+
+
 def makeServer() -> Server[Any]:
-    return Server(
+    return Fixture(
         "conformance-fixture",
         version="1.0.0",
         on_list_tools=listTools,
@@ -410,21 +451,22 @@ def makeServer() -> Server[Any]:
         on_get_prompt=getPrompt,
         on_completion=complete,
         on_set_logging_level=setLevel,
+        on_subscriptions_listen=ListenHandler(fixture_inputs.bus),
     )
 
 
-async def serveStdio() -> None:
+async def serveStdio(era: str) -> None:
     server = makeServer()
-    async with stdio_server() as (reader, writer):
+    async with stdio_server() as streams, oneEraStreams(*streams, era) as (reader, writer):
         await server.run(reader, writer, server.create_initialization_options())
 
 
-async def serveHTTP(port: int) -> None:
+async def serveHTTP(port: int, era: str) -> None:
     """Serve Streamable HTTP on loopback; port 0 takes a free one."""
     app = makeServer().streamable_http_app(
         host="127.0.0.1", event_store=Events(), retry_interval=500
     )
-    await serve(app, port, "/mcp")
+    await serve(OneEraApp(app, era), port, "/mcp")
 
 
 async def serveSSE(port: int) -> None:
@@ -443,7 +485,9 @@ async def serveSSE(port: int) -> None:
 
 async def serve(app: Any, port: int, path: str) -> None:
     listening = socket.create_server(("127.0.0.1", port))
-    serving = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    # h11, for the other parser leaves the white space around a field's value in it.
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, http="h11")
+    serving = uvicorn.Server(settings)
     print(f"ready http://127.0.0.1:{listening.getsockname()[1]}{path}", flush=True)
     await serving.serve(sockets=[listening])
 
@@ -454,14 +498,15 @@ def main() -> None:
     way.add_argument("--stdio", action="store_true")
     way.add_argument("--http", type=int, metavar="PORT")
     way.add_argument("--sse", type=int, metavar="PORT")
+    parser.add_argument("--era", choices=ERAS, default="both", help="of stdio and --http")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     if chosen.stdio:
-        anyio.run(serveStdio)
+        anyio.run(serveStdio, chosen.era)
     elif chosen.sse is not None:
         anyio.run(serveSSE, chosen.sse)
     else:
-        anyio.run(serveHTTP, chosen.http)
+        anyio.run(serveHTTP, chosen.http, chosen.era)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import fixture_inputs
 from mcp.server.context import ServerRequestContext
 
 JSON = dict[str, Any]
@@ -38,6 +39,8 @@ async def large(_: Context, arguments: JSON) -> list[JSON]:
 async def touch(ctx: Context, arguments: JSON) -> list[JSON]:
     """Tell that a resource changed, on no request's stream, if anybody subscribed to it."""
     uri = arguments["uri"]
+    if await fixture_inputs.touched(ctx, uri):
+        return [text("told")]
     if uri not in subscribed:
         return [text("nobody subscribed")]
     await ctx.session.send_resource_updated(uri)
