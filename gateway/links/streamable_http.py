@@ -31,6 +31,7 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
+from gateway.links.opening import HTTPInitialize
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import REQUEST, Message
 from gateway.wire.headers import fieldLines, isFieldValue, requestHeaders
@@ -113,8 +114,8 @@ class StreamableHTTPLink:
         Fails with LinkFailed. Cancelling gives it up. A link that failed is closed.
         """
         self._patience = timeout
-        self._handshake = Handshake(self, timeout)
-        return self._handshake.start(hello, context)
+        self._handshake = Handshake(self, HTTPInitialize(hello.params), timeout)
+        return self._handshake.start(context)
 
     def send(self, message: Message, call: object | None, context: CallContext) -> bool:
         """See ILink, and IHTTPLink for what `call` may be. False also of a closed link."""
