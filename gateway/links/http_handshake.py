@@ -19,6 +19,7 @@ from gateway.links.http_answer import Stream, Surroundings
 from gateway.links.http_streams import CallStream
 from gateway.links.interfaces import EventMark, ILinkListener, LinkFailed, Reason, Settled
 from gateway.links.opening import Opening
+from gateway.observe.observer import MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message
 
@@ -90,8 +91,11 @@ class Handshake:
     def received(self, message: Message, origin: object, mark: EventMark | None = None) -> None:
         if message.kind is Kind.RESPONSE:
             self._answered(message)
-            return
-        self._early.add(message)
+        elif message.kind is Kind.REQUEST and self._opening.modern:
+            client = self._link.client
+            client.observer.observed(MessageDropped(client.server, "server_request"))
+        else:
+            self._early.add(message)
 
     def marked(self, origin: object, mark: EventMark) -> None:
         """A handshake is not resumed."""
