@@ -130,6 +130,34 @@ def test_what_the_handshake_says() -> None:
     assert meta["io.modelcontextprotocol/clientCapabilities"] == {}
 
 
+@pytest.mark.parametrize(
+    ("body", "how"),
+    [
+        ({"result": {"supportedVersions": ["2025-11-25", "2027-01-01"]}}, NotModern),
+        ({"result": {"supportedVersions": ["2027-01-01"]}}, LinkFailed),
+        ({"error": {"code": -32022, "data": {"supported": ["2025-06-18"]}}}, NotModern),
+        ({"error": {"code": -32022, "data": {"supported": ["2027-01-01"]}}}, LinkFailed),
+        ({"error": {"code": -32022, "data": {"supported": ["2026-07-28"]}}}, LinkFailed),
+        ({"error": {"code": -32022, "data": [1]}}, LinkFailed),
+        ({"error": {"code": -32022, "data": {"supported": 5}}}, LinkFailed),
+        ({"error": {"code": -32022.0}}, NotModern),
+        ({"error": {"code": "-32022"}}, NotModern),
+        ({"error": {"code": -32601}}, NotModern),
+    ],
+)
+def test_what_an_answer_says_of_the_era(body: dict[str, Any], how: type[LinkFailed]) -> None:
+    answer = decode(json.dumps({"jsonrpc": "2.0", "id": 0, **body}).encode())
+    assert isinstance(answer, Message)
+    for http in (False, True):
+        with pytest.raises(LinkFailed) as raised:
+            Discover(http=http).judged(answer)
+        assert type(raised.value) is how
+        if "error" in body:
+            assert saysModern(raised.value) is (how is LinkFailed)
+            over = Discover(http).failed(LinkFailed(Reason.BAD_ANSWER, "", answer, 400))
+            assert type(over) is how
+
+
 NOT_MODERN = [
     (("exits",), Reason.SERVER_EXITED),
     (("exits-always",), Reason.SERVER_EXITED),
