@@ -46,10 +46,6 @@ from gateway.wire.modern import MAY_ASK
 __all__ = ["Conversation"]
 
 
-def _noneInvalid(tools: bytes) -> frozenset[int]:
-    return frozenset()
-
-
 @define(eq=False)
 class Conversation:
     """
@@ -57,7 +53,7 @@ class Conversation:
 
     greeting: what the client said of itself. maxRounds: how often one call may be answered by a
     request for input. tells: whether cancellation is a notification to the server; else closing
-    the response is. newID: makes an `elicitationId`. invalidTools: see `asLegacy`.
+    the response is. newID: makes an `elicitationId`.
     level: the log level, as spelled.
     """
 
@@ -65,7 +61,6 @@ class Conversation:
     maxRounds: int
     tells: bool
     newID: Callable[[], str]
-    invalidTools: Callable[[bytes], frozenset[int]] = _noneInvalid
     level: bytes | None = None
     _errands: dict[object, Errand] = field(factory=dict, init=False)
     _named: dict[bytes, Errand] = field(factory=dict, init=False)
@@ -196,8 +191,7 @@ class Conversation:
     def _ended(self, errand: Errand, answer: Message) -> list[Effect]:
         self._over(errand)
         assert errand.asked.id is not None
-        revision = self.greeting.revision
-        legacy = asLegacy(errand.asked, answer, revision, self.invalidTools)
+        legacy = asLegacy(errand.asked, answer, self.greeting.revision)
         return [Tell(legacy.withID(errand.asked.id), errand.call)]
 
     def _failed(self, errand: Errand, answer: Message) -> list[Effect]:

@@ -53,17 +53,11 @@ def notCarried(id: bytes | None, why: str) -> Message:
     return errorMessage(id, -32603, why, {"reason": Reason.BAD_ANSWER.value})
 
 
-def asLegacy(
-    request: Message,
-    answer: Message,
-    revision: str,
-    invalidTools: Callable[[bytes], frozenset[int]] | None = None,
-) -> Message:
+def asLegacy(request: Message, answer: Message, revision: str) -> Message:
     """
     A complete result, or an error, as a server of a legacy revision would have answered.
 
-    request: what it answers. invalidTools: which of a list of tools, as spelled, are invalid by
-        their places; they are left out (basic/transports/streamable-http, `x-mcp-header`).
+    request: what it answers.
     """
     if answer.isError:
         return errorAsLegacy(request, answer)
@@ -72,7 +66,7 @@ def asLegacy(
     if method == "tools/call":
         _structured(out)
     if method == "tools/list" and "tools" in out:
-        out["tools"] = _tools(out["tools"], invalidTools)
+        out["tools"] = _each(out["tools"], _tool)
     if revision < "2025-06-18":
         if method == "tools/call" and "content" in out:
             out["content"] = _each(out["content"], lambda block: _block(block, revision))
@@ -120,17 +114,8 @@ def _each(value: Raw, change: Callable[[bytes], bytes]) -> Raw:
     return value if after == before else Raw(spelled([Raw(item) for item in after]))
 
 
-def _tools(tools: Raw, invalidTools: Callable[[bytes], frozenset[int]] | None) -> Raw:
-    """Rule 3."""
-    if invalidTools is not None:
-        invalid = invalidTools(bytes(tools))
-        if invalid:
-            kept = [Raw(item) for at, item in enumerate(items(tools)) if at not in invalid]
-            tools = Raw(spelled(kept))
-    return _each(tools, _tool)
-
-
 def _tool(data: bytes) -> bytes:
+    """Rule 3."""
     tool = members(data)
     output = tool.get("outputSchema")
     if output is not None and text(bytes(members(output).get("type", b""))) != "object":
