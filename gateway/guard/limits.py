@@ -79,6 +79,11 @@ class Limits:
         "calls per session",
         "`overloaded` for the call; not for servers without sessions",
     )
+    max_input_rounds: int = _bound(
+        16,
+        "times that a server of revision 2026-07-28 asks for input in one call of a legacy client",
+        "-32603 for the call",
+    )
     max_server_requests: int = _bound(
         64, "unanswered server requests per session", "-32603 to the server"
     )
