@@ -9,6 +9,8 @@ Compatibility; the transports' pages, the same):
 
  1. A DiscoverResult: modern. It must name a revision of ours.
  2. A modern error, -32020 to -32022: modern, but there is no link.
+    In either, revisions of which only legacy ones are ours: not modern, for that is how it can be
+    spoken to.
  3. Any other error, what is no DiscoverResult, what is no message: not modern (NotModern).
  4. From a child: silence and an exit, too. Over HTTP: a refusal below 500. There silence, 401, 403,
     408, 429 and 5xx say nothing of the era.
@@ -29,7 +31,7 @@ from gateway.links.hello import initialize, negotiated
 from gateway.links.interfaces import LinkFailed, NotModern, Reason
 from gateway.wire.envelope import Message, members, text
 from gateway.wire.modern import CLIENT_CAPABILITIES, CLIENT_INFO, errorCode
-from gateway.wire.revisions import MODERN, VERSION_CLAIM
+from gateway.wire.revisions import LEGACY, MODERN, VERSION_CLAIM
 
 __all__ = ["SAYS_NOTHING", "Discover", "HTTPInitialize", "Initialize", "Opening", "saysModern"]
 
@@ -136,7 +138,8 @@ class Discover:
         for version in MODERN:
             if version in supported:
                 return version
-        raise LinkFailed(Reason.BAD_ANSWER, _speaksOnly(supported))
+        kind = NotModern if _namesLegacy(supported) else LinkFailed
+        raise kind(Reason.BAD_ANSWER, _speaksOnly(supported))
 
     def failed(self, failed: LinkFailed) -> LinkFailed:
         """See Opening."""
@@ -156,21 +159,34 @@ class Discover:
 
 def saysModern(failed: LinkFailed) -> bool:
     """Whether a handshake of either era failed with an error that only a modern server gives."""
-    return failed.answer is not None and errorCode(failed.answer) in MODERN_ERRORS
+    answer = failed.answer
+    if answer is None or errorCode(answer) not in MODERN_ERRORS:
+        return False
+    return not _namesLegacy(_supportedIn(answer))
 
 
 def _refused(answer: Message, status: int = 0) -> LinkFailed:
-    code = errorCode(answer)
-    if code not in MODERN_ERRORS:
+    supported = _supportedIn(answer)
+    if errorCode(answer) not in MODERN_ERRORS or _namesLegacy(supported):
         why = "the server refused server/discover"
         return NotModern(Reason.BAD_ANSWER, why, answer, status)
+    if errorCode(answer) == -32022 and not any(version in MODERN for version in supported):
+        return LinkFailed(Reason.BAD_ANSWER, _speaksOnly(supported), answer, status)
     why = "the server refused server/discover with an error of the modern era"
-    if code == -32022:
-        data = members(answer.fields["error"]).get("data")
-        supported = _strings(members(data).get("supported")) or ()
-        if not any(version in MODERN for version in supported):
-            why = _speaksOnly(supported)
     return LinkFailed(Reason.BAD_ANSWER, why, answer, status)
+
+
+def _supportedIn(answer: Message) -> list[str]:
+    """The revisions that an UnsupportedProtocolVersionError names."""
+    data = members(answer.fields["error"]).get("data")
+    return _strings(members(data).get("supported")) or []
+
+
+def _namesLegacy(supported: list[str]) -> bool:
+    """Whether a server can be spoken to in the legacy era, and not in a modern revision of ours."""
+    return any(version in LEGACY for version in supported) and not any(
+        version in MODERN for version in supported
+    )
 
 
 def _strings(raw: Raw | None) -> list[str] | None:
