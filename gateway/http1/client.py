@@ -298,6 +298,16 @@ class HTTPClient:
         outgoing.bodyWait = self.limits.upstream_idle
         return outgoing if self._streams.enter(outgoing) else None
 
+    def subscribe(self, fields: bytes, body: bytes, receiver: Receiver) -> Outgoing | None:
+        """
+        POST a request whose answer is a stream as `stream` has, silent for as long as it likes.
+
+        Returns: the request, or None at the bound on streams.
+        """
+        outgoing = Outgoing(self, self._streams, b"POST", self.target, fields, body, receiver)
+        outgoing.headWait = self.limits.upstream_first_byte
+        return outgoing if self._streams.enter(outgoing) else None
+
     def _bounded(self, limit: str) -> None:
         self.observer.observed(BoundReached(limit, self.server))
 
