@@ -172,7 +172,9 @@ class Limits:
         "seconds a child has to answer `server/discover`",
         "the server is taken for one of the legacy era",
     )
-    era_verdict: float = _bound(86_400.0, "seconds", "the server is asked anew which era it speaks")
+    era_verdict: float = _bound(
+        86_400.0, "seconds for which it is remembered which era a server speaks", "it is asked anew"
+    )
     max_eras: int = _bound(
         1024, "servers whose era is remembered", "the one found first is asked anew"
     )
