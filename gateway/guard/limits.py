@@ -79,6 +79,16 @@ class Limits:
         "calls per session",
         "`overloaded` for the call; not for servers without sessions",
     )
+    max_modern_calls: int = _bound(
+        1024,
+        "running calls of modern clients per stdio server",
+        "`overloaded` for the call",
+    )
+    max_listens: int = _bound(
+        1024,
+        "open streams of `subscriptions/listen` per stdio server",
+        "`overloaded` for the request",
+    )
     max_server_requests: int = _bound(
         64, "unanswered server requests per session", "-32603 to the server"
     )
