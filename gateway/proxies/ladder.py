@@ -490,7 +490,7 @@ class Ladder:
 
 
 def _callerOf(callers: str, head: RequestHead) -> str:
-    """Who of its principal's callers a request is from, where the server's `callers` names a header."""
+    """Which of its principal's callers asks, where `callers` names a header."""
     kind, _, name = callers.partition(":")
     if kind != "header":
         return ""

@@ -35,6 +35,7 @@ from gateway.links.interfaces import (
 from gateway.observe.observer import (
     CallAnswered,
     CallFailed,
+    Event,
     IObserver,
     MessageDropped,
 )
@@ -175,7 +176,8 @@ class ModernRelay:
         call, link = effect.call, self._keeper.link
         if call is None:
             # A cancellation. Where the link is lost, so is what it cancels.
-            if link is not None and not link.send(effect.message, None, effect.context or self._own):
+            context = effect.context or self._own
+            if link is not None and not link.send(effect.message, None, context):
                 self._drop("undeliverable")
         elif link is not None:
             self._send(link, call, effect.message)
@@ -276,7 +278,7 @@ class ModernRelay:
             elif isinstance(effect, Ended):
                 target: Target = effect.call.target  # type: ignore[assignment]
                 target.close()
-            else:
+            elif isinstance(effect, Event):
                 self.observer.observed(effect)
         self._arm()
 

@@ -183,7 +183,7 @@ class ModernRouter:
         (call,) = self._logging
         return [Deliver(message, call.target)]
 
-    def undeliverable(self) -> ModernEffect:
+    def undeliverable(self) -> Event:
         """The target of a `Deliver` did not take it."""
         return self._dropped("undeliverable")
 

@@ -36,7 +36,7 @@ class CallContext:
     peer: the client's address as text, for forwarding headers.
     tls: whether the client's connection is encrypted.
     host: the request's Host, for forwarding headers.
-    caller: what tells the callers of one principal apart, where a server's `callers` names a header.
+    caller: tells the callers of one principal apart, where a server's `callers` names a header.
     """
 
     server: str

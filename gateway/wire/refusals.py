@@ -250,7 +250,7 @@ def unsupportedVersion() -> Refusal:
 
 def unsupportedModernVersion(requested: str, supported: Sequence[str] = LEGACY) -> Refusal:
     """
-    A modern request of a revision that its server is not served in (MCP 2026-07-28, basic/versioning).
+    A modern request of a revision that is not served (MCP 2026-07-28, basic/versioning).
 
     supported: the revisions it may ask for. Where they are legacy ones, dual-era clients fall back
     to `initialize`.
@@ -291,7 +291,7 @@ def invalidParams(why: str) -> Refusal:
 
 
 def modernCallFailed(reason: Reason, message: str, retryAfter: int = 0) -> Refusal:
-    """A modern call that the gateway itself fails; retryAfter in seconds, 0 where nothing is known."""
+    """A modern call that the gateway itself fails; retryAfter in seconds, 0 without."""
     headers = ((b"retry-after", b"%d" % retryAfter),) if retryAfter else ()
     return Refusal(_FAILURES[reason], -32603, message, {"reason": reason.value}, headers)
 
