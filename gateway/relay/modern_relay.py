@@ -108,6 +108,8 @@ class ModernRelay:
     _keeper: LinkKeeper = field(init=False)
     _waiting: dict[Call, None] = field(factory=dict, init=False)
     """The calls for which the link is being made, in order."""
+    _cancels: list[Forward] = field(factory=list, init=False)
+    """The cancellations that the child's queue did not take: never more than calls were sent."""
     _acquiring: bool = field(default=False, init=False)
     _stopped: bool = field(default=False, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
@@ -176,14 +178,16 @@ class ModernRelay:
         call, link = effect.call, self._keeper.link
         if call is None:
             # A cancellation. Where the link is lost, so is what it cancels.
-            context = effect.context or self._own
-            if link is not None and not link.send(effect.message, None, context):
-                self._drop("undeliverable")
+            if link is not None and not self._cancel(link, effect):
+                self._cancels.append(effect)
         elif link is not None:
             self._send(link, call, effect.message)
         else:
             self._waiting[call] = None
             self._acquire()
+
+    def _cancel(self, link: ILink, effect: Forward) -> bool:
+        return link.send(effect.message, None, effect.context or self._own)
 
     def _acquire(self) -> None:
         if self._acquiring or not self._waiting:
@@ -253,9 +257,13 @@ class ModernRelay:
             self._do(self.router.settled(call, settled.reason, settled.message, settled.body))
 
     def drained(self) -> None:
-        """What was not taken was failed at once."""
+        # Calls that were not taken were failed at once.
+        link = self._keeper.link
+        while self._cancels and link is not None and self._cancel(link, self._cancels[0]):
+            del self._cancels[0]
 
     def lost(self, reason: Reason, message: str) -> None:
+        self._cancels.clear()
         self._do(self.router.lost(reason, message))
 
     def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
