@@ -155,7 +155,8 @@ class ModernRelay:
         effects = self.router.request(message, target, context, self.clock.seconds())
         if isinstance(effects[-1], Answer):
             # A target hears nothing from within `request`.
-            self.clock.callLater(0, self._do, effects)
+            self._do(effects[:-1])
+            self.clock.callLater(0, self._do, effects[-1:])
         else:
             self._do(effects)
 
