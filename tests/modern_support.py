@@ -8,12 +8,13 @@ from typing import Any
 from attrs import define
 from raw import AnsweringServer
 from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
 
-from gateway.links.interfaces import Hello, ILink, ILinkListener, LinkFailed
+from gateway.links.interfaces import Health, Hello, ILink, ILinkListener, IServer, LinkFailed
 from gateway.wire.context import CallContext
 from gateway.wire.mcp_headers import METHOD, NAME, NAMED, VERSION, encodeValue
 
-__all__ = ["CLAIM", "LISTENING", "ModernServer", "enveloped", "fields"]
+__all__ = ["CLAIM", "LISTENING", "KnownServer", "ModernServer", "enveloped", "fields"]
 
 VERSION_NOW = "2026-07-28"
 CLAIM = "io.modelcontextprotocol/protocolVersion"
@@ -96,3 +97,34 @@ class ModernServer(AnsweringServer):
 
     def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
         return self.link(Hello(b"{}"), listener, context)
+
+
+@implementer(IServer)
+class KnownServer:
+    """Stands before a configured server and knows its era, as an EraServer does."""
+
+    def __init__(self, inner: Any, modern: bool | None = True) -> None:
+        self.inner = inner
+        self.name, self.settings, self.generation = inner.name, inner.settings, inner.generation
+        self.verdict = Verdict(modern)
+        self.doubts = 0
+        self.failure: LinkFailed | None = None
+
+    def findModern(self, context: CallContext) -> Deferred[bool]:
+        return fail(self.failure) if self.failure is not None else succeed(True)
+
+    def doubt(self) -> None:
+        self.doubts += 1
+
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
+        link: Deferred[ILink] = self.inner.link(hello, listener, context, ownStreams)
+        return link
+
+    def health(self) -> Health:
+        return Health.UNKNOWN
+
+    def drain(self) -> Deferred[None]:
+        drained: Deferred[None] = self.inner.drain()
+        return drained

@@ -48,6 +48,8 @@ REACHED = {
     "session_unused": "test_limits.test_acceptance_40_aSessionNobodyUsesEnds",
     "retry_after": "test_streamable_proxy.test_acceptance_41_atCapacity",
     "max_calls": "test_limits.test_callsOfASession",
+    "max_modern_calls": "test_modern_relay.test_callsAndStreamsAreBounded",
+    "max_listens": "test_modern_relay.test_callsAndStreamsAreBounded",
     "max_server_requests": "test_limits.test_unansweredRequestsOfAServer",
     "max_subscriptions": "test_router.test_the_record_learns_what_has_to_be_said_again",
     "max_get_streams": "test_streamable_proxy.test_acceptance_38_fourStreamsAndTheNewestGetsIt",
