@@ -89,6 +89,11 @@ class Limits:
         "open streams of `subscriptions/listen` per stdio server",
         "`overloaded` for the request",
     )
+    max_input_rounds: int = _bound(
+        16,
+        "times that a server of revision 2026-07-28 asks for input in one call of a legacy client",
+        "-32603 for the call",
+    )
     max_server_requests: int = _bound(
         64, "unanswered server requests per session", "-32603 to the server"
     )
@@ -172,6 +177,25 @@ class Limits:
         60.0, "seconds", "a peer that acknowledges nothing is gone: `outcome_unknown`"
     )
     upstream_keep_alive: float = _bound(2.5, "seconds", "an idle connection is closed")
+    era_probe: float = _bound(
+        15.0,
+        "seconds a child has to answer `server/discover`",
+        "the server is taken for one of the legacy era",
+    )
+    era_verdict: float = _bound(86_400.0, "seconds", "the server is asked anew which era it speaks")
+    max_eras: int = _bound(
+        1024, "servers whose era is remembered", "the one found first is asked anew"
+    )
+    max_tool_headers: int = _bound(
+        1024 * 1024,
+        "bytes of a server's `x-mcp-header` annotations",
+        "`Mcp-Param-*` of further tools is neither sent nor judged",
+    )
+    max_tool_pages: int = _bound(
+        32,
+        "pages of `tools/list` that are read for a call's header fields",
+        "the server's refusal for the call",
+    )
     eof_wait: float = _bound(2.0, "seconds", "SIGTERM to the child's process group")
     term_wait: float = _bound(5.0, "seconds", "SIGKILL to the child's process group")
     respawn_first: float = _bound(

@@ -287,16 +287,6 @@ class HTTPClient:
         )
         return outgoing if self._notes.enter(outgoing, beyondBound) else None
 
-    def open(self, fields: bytes, body: bytes, receiver: Receiver) -> Outgoing | None:
-        """
-        POST a request whose answer is a stream that may stay open for as long as anybody listens.
-        Its asker bounds how long silence may last.
-
-        Returns: the request, or None at the bound on streams.
-        """
-        outgoing = Outgoing(self, self._streams, b"POST", self.target, fields, body, receiver)
-        return outgoing if self._streams.enter(outgoing) else None
-
     def stream(self, fields: bytes, receiver: Receiver) -> Outgoing | None:
         """
         GET a stream that may stay open for as long as anybody listens.
@@ -306,6 +296,16 @@ class HTTPClient:
         outgoing = Outgoing(self, self._streams, b"GET", self.target, fields, None, receiver)
         outgoing.headWait = self.limits.upstream_first_byte
         outgoing.bodyWait = self.limits.upstream_idle
+        return outgoing if self._streams.enter(outgoing) else None
+
+    def subscribe(self, fields: bytes, body: bytes, receiver: Receiver) -> Outgoing | None:
+        """
+        POST a request whose answer is a stream as `stream` has, silent for as long as it likes.
+
+        Returns: the request, or None at the bound on streams.
+        """
+        outgoing = Outgoing(self, self._streams, b"POST", self.target, fields, body, receiver)
+        outgoing.headWait = self.limits.upstream_first_byte
         return outgoing if self._streams.enter(outgoing) else None
 
     def _bounded(self, limit: str) -> None:

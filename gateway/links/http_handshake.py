@@ -1,5 +1,6 @@
 """
-The `initialize` of a Streamable HTTP link (MCP, basic/lifecycle and basic/transports).
+The handshake of a Streamable HTTP link of either era (`gateway.links.opening`; MCP,
+basic/transports).
 """
 
 from __future__ import annotations
@@ -13,17 +14,12 @@ from zope.interface import implementer
 
 from gateway.http1.client import HTTPClient, ResponseHead
 from gateway.links.early import EarlyMessages
-from gateway.links.hello import INITIALIZE, initialize, negotiated
+from gateway.links.hello import INITIALIZE
 from gateway.links.http_answer import Stream, Surroundings
 from gateway.links.http_streams import CallStream
-from gateway.links.interfaces import (
-    EventMark,
-    Hello,
-    ILinkListener,
-    LinkFailed,
-    Reason,
-    Settled,
-)
+from gateway.links.interfaces import EventMark, ILinkListener, LinkFailed, Reason, Settled
+from gateway.links.opening import Opening
+from gateway.observe.observer import MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message
 
@@ -58,13 +54,14 @@ class Greeted(Protocol):
 @define(eq=False, repr=False)
 class Handshake:
     """
-    The `initialize` of one link. It listens until the answer, and keeps what else comes before
+    The first request of one link. It listens until the answer, and keeps what else comes before
     it for the link's own listener. It ends with the Deferred that `start` returns.
 
     timeout: seconds until LinkFailed(TIMEOUT).
     """
 
     _link: Greeted
+    _opening: Opening
     _timeout: float
     _done: Deferred[None] = field(init=False)
     _stream: CallStream = field(init=False)
@@ -72,7 +69,7 @@ class Handshake:
     _early: EarlyMessages = field(init=False)
     over: bool = field(default=False, init=False)
 
-    def start(self, hello: Hello, context: CallContext) -> Deferred[None]:
+    def start(self, context: CallContext) -> Deferred[None]:
         """POST it. See `StreamableHTTPLink.handshake`."""
         link = self._link
         client = link.client
@@ -85,7 +82,7 @@ class Handshake:
             id=INITIALIZE,
             onAccepted=link.established,
         )
-        if link.post(self._stream, initialize(hello.params), context):
+        if link.post(self._stream, self._opening.request, context):
             self._timer = link.client.clock.callLater(self._timeout, self._expired)
         else:
             self._fail(LinkFailed(Reason.OVERLOADED, "the server has no connection left"))
@@ -94,8 +91,11 @@ class Handshake:
     def received(self, message: Message, origin: object, mark: EventMark | None = None) -> None:
         if message.kind is Kind.RESPONSE:
             self._answered(message)
-            return
-        self._early.add(message)
+        elif message.kind is Kind.REQUEST and self._opening.modern:
+            client = self._link.client
+            client.observer.observed(MessageDropped(client.server, "server_request"))
+        else:
+            self._early.add(message)
 
     def marked(self, origin: object, mark: EventMark) -> None:
         """A handshake is not resumed."""
@@ -113,12 +113,13 @@ class Handshake:
         self._fail(LinkFailed(reason, message))
 
     def settled(self, call: object, settled: Settled) -> None:
-        self._fail(LinkFailed(settled.reason, settled.message, settled.body, settled.status))
+        failed = LinkFailed(settled.reason, settled.message, settled.body, settled.status)
+        self._fail(self._opening.failed(failed))
 
     def _answered(self, message: Message) -> None:
         link = self._link
         try:
-            version = negotiated(message)
+            version = self._opening.judged(message)
         except LinkFailed as error:
             self._fail(error)
             return
@@ -131,8 +132,8 @@ class Handshake:
 
     def _expired(self) -> None:
         self._timer = None
-        why = "the server did not answer initialize in time"
-        self._fail(LinkFailed(Reason.TIMEOUT, why))
+        why = f"the server did not answer {self._opening.what} in time"
+        self._fail(self._opening.failed(LinkFailed(Reason.TIMEOUT, why)))
 
     def _givenUp(self) -> None:
         self._stop()

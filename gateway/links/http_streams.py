@@ -67,9 +67,9 @@ _FAULTS = {
 }
 
 
-def _refused(status: int, body: bytes) -> Settled:
+def _refused(status: int, body: bytes, sessions: bool = True) -> Settled:
     error = _errorIn(body)
-    if status == 400 and error is not None and _saysLost(error):
+    if sessions and status == 400 and error is not None and _saysLost(error):
         status = 404
     return Settled(
         # A server, or a proxy before it, may fail with a 5xx in the middle of a call.
@@ -103,8 +103,13 @@ def _errorIn(body: bytes) -> Message | None:
 
 @define(eq=False, repr=False, kw_only=True)
 class _Post(Stream):
-    """What the two kinds of POST share: refusals."""
+    """
+    What the two kinds of POST share: refusals.
 
+    sessions: whether a refusal may say that a session is lost.
+    """
+
+    sessions: bool = True
     _status: int = field(default=0, init=False)
 
     def settle(self, settled: Settled) -> None:
@@ -116,7 +121,7 @@ class _Post(Stream):
         self._status = head.status
         self.around.onRefused(head.status)
         if head.status < 400 or head.encoded:
-            self.settle(_refused(head.status, b""))
+            self.settle(_refused(head.status, b"", self.sessions))
             self.abort()
         else:
             self.collect(MAX_REFUSAL)
@@ -124,7 +129,7 @@ class _Post(Stream):
 
     def lingered(self) -> None:
         if not self.told:
-            self.settle(_refused(self._status, b""))
+            self.settle(_refused(self._status, b"", self.sessions))
         self.abort()
 
 
@@ -178,14 +183,14 @@ class CallStream(_Post):
 
     def tooLarge(self) -> None:
         if self._status:
-            self._cut(_refused(self._status, b""))
+            self._cut(_refused(self._status, b"", self.sessions))
             return
         self.around.observer.observed(BoundReached("max_answer", self.around.server))
         self._cut(badAnswer("the server's answer is too large"))
 
     def ended(self, end: Fault | bool, body: bytes) -> None:
         if self._status:
-            self.settle(_refused(self._status, body if end is True else b""))
+            self.settle(_refused(self._status, body if end is True else b"", self.sessions))
         elif isinstance(end, Fault):
             self.settle(_FAULTS[end])
         elif self._collected is not None:
@@ -245,12 +250,12 @@ class NoteStream(_Post):
 
     def tooLarge(self) -> None:
         if not self.told:
-            self.settle(_refused(self._status, b""))
+            self.settle(_refused(self._status, b"", self.sessions))
         self.abort()
 
     def ended(self, end: Fault | bool, body: bytes) -> None:
         if self._status:
-            self.settle(_refused(self._status, body if end is True else b""))
+            self.settle(_refused(self._status, body if end is True else b"", self.sessions))
         else:
             self.settle(_FAULTS[end] if isinstance(end, Fault) else UNKNOWN)
 

@@ -1,14 +1,16 @@
 """
-One handshake over the stdin and stdout of a child process (MCP, transports, "stdio").
+One handshake over the stdin and stdout of a child process (MCP, transports, "stdio"), of either era
+(`gateway.links.opening`).
 
 Rules:
 
  1. One message a line, in UTF-8; a line over `max_line` ends the child.
  2. A line that is no message is noise: skipped, counted, logged once a minute. Only where it
     looks like the answer to a call in flight, that call has failed.
- 3. The gateway's id of `initialize` is 0; those of the calls begin at 1.
- 4. What the server sends before it answered `initialize` waits until the listener can hear it;
-    a ping is answered, since a server may wait for that.
+ 3. The gateway's id of the handshake is 0; those of the calls begin at 1.
+ 4. What the server sends before it answered that waits until the listener can hear it; a ping is
+    answered, since a server may wait for that. A modern server may ask nothing: what it asks is
+    dropped and counted.
  5. What it wrote before it exited is heard; then the listener is told once that it is lost, and
     after that nothing.
 """
@@ -26,8 +28,8 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.links.hello import initialize
 from gateway.links.interfaces import ILink, ILinkListener, LinkFailed, Outcome, Reason, Settled
+from gateway.links.opening import Opening
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
@@ -39,9 +41,7 @@ from gateway.wire.envelope import (
     NotAMessage,
     NotJSON,
     decode,
-    members,
     salvageID,
-    text,
 )
 from gateway.wire.lines import LineSplitter, LineTooLong
 
@@ -87,13 +87,15 @@ class StdioLink:
 
     died: called when the child went away by itself after its handshake, with how many calls ran
         on it.
-    answer: the server's response to `initialize`.
+    answer: the server's response to the handshake.
+    sessionless: whether it is of the modern era.
     gone: fires when nothing of the child is left, or none could be started.
     """
 
     answer: Message
     sessionless = False
     multiplexed = True
+    _handshake: Opening
 
     def __init__(
         self,
@@ -115,15 +117,16 @@ class StdioLink:
         self._timeout: IDelayedCall | None = None
         self.gone: Deferred[None] = Deferred()
 
-    def open(self, program: Program, params: bytes, timeout: float) -> Deferred[None]:
+    def open(self, program: Program, handshake: Opening, timeout: float) -> Deferred[None]:
         """
         Start the child and shake hands.
 
-        params: of `initialize`, as spelled. timeout: seconds.
+        timeout: seconds.
         Fires when the server answered. Fails with LinkFailed. Cancelling ends the child.
         """
         opening: Deferred[None] = Deferred(self._abandoned)
         self._opening = opening
+        self._handshake, self.sessionless = handshake, handshake.modern
         try:
             self._child.spawn(program)
         except OSError as error:
@@ -133,8 +136,8 @@ class StdioLink:
         else:
             if self._state is _SHAKING:
                 self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
-                spelled = params.replace(b"\n", b" ").replace(b"\r", b" ")
-                self._child.write(initialize(spelled) + b"\n")
+                line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
+                self._child.write(line + b"\n")
         return opening
 
     # ILink
@@ -258,7 +261,9 @@ class StdioLink:
             self._skipped(line, [member.id for member in bad], why)
 
     def _received(self, message: Message) -> None:
-        if self._state is _OPEN:
+        if message.kind is REQUEST and self.sessionless:
+            self._parts.observer.observed(MessageDropped(self._parts.name, "server_request"))
+        elif self._state is _OPEN:
             if message.kind is RESPONSE and message.id is not None:
                 self._calls.pop(message.id, None)
             self._tell(message)
@@ -315,17 +320,13 @@ class StdioLink:
                     ),
                 )
             elif self._state is _SHAKING and id == b"0":
-                self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's answer is malformed"))
+                self._fail(self._unanswered(Reason.BAD_ANSWER, "the server's answer is malformed"))
 
     def _answered(self, answer: Message) -> None:
-        if answer.isError:
-            self._fail(
-                LinkFailed(Reason.BAD_ANSWER, "the server refused the handshake", answer=answer)
-            )
-            return
-        version = members(answer.fields["result"]).get("protocolVersion")
-        if version is None or text(bytes(version)) is None:
-            self._fail(LinkFailed(Reason.BAD_ANSWER, "the server's handshake is malformed"))
+        try:
+            self._handshake.judged(answer)
+        except LinkFailed as failed:
+            self._fail(failed)
             return
         self.answer = answer
         self._state = _OPEN
@@ -350,7 +351,8 @@ class StdioLink:
 
     def _timedOut(self) -> None:
         self._timeout = None
-        self._fail(LinkFailed(Reason.TIMEOUT, "the server did not answer the handshake in time"))
+        why = "the server did not answer the handshake in time"
+        self._fail(self._unanswered(Reason.TIMEOUT, why))
 
     def _lost(self, reason: Reason, message: str) -> None:
         state, calls = self._state, len(self._calls)
@@ -359,7 +361,10 @@ class StdioLink:
             self._died(calls)
             self._listener.lost(reason, message)
         elif state is _SHAKING:
-            self._failOpening(LinkFailed(reason, message))
+            self._failOpening(self._unanswered(reason, message))
+
+    def _unanswered(self, reason: Reason, message: str) -> LinkFailed:
+        return self._handshake.failed(LinkFailed(reason, message))
 
     def _fail(self, failed: LinkFailed) -> None:
         """The handshake failed for something the server did; its child is of no use."""

@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import ClassVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
-from gateway.http1.client import Fault, HTTPClient, Outgoing, ResponseHead
-from gateway.links.http_answer import Stream, Surroundings
+from gateway.http1.client import Fault, Outgoing, ResponseHead
+from gateway.links.http_answer import Stream
 from gateway.links.http_handshake import Handshake
+from gateway.links.http_link import ACCEPT, JSON, HTTPLink
 from gateway.links.http_streams import CallStream, GetStream, NoteStream, badAnswer
 from gateway.links.interfaces import (
     Hello,
     IHTTPLink,
-    ILinkListener,
     LinkFailed,
     ListenRefused,
     Reason,
     Settled,
 )
+from gateway.links.opening import HTTPInitialize
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.envelope import REQUEST, Message
 from gateway.wire.headers import fieldLines, isFieldValue, requestHeaders
@@ -41,68 +41,28 @@ DELETE_WAIT = 5.0
 """Seconds a server gets to answer the DELETE of its session."""
 
 _SESSION_ID = re.compile(rb"[!-~]+")
-_ACCEPT = (b"accept", b"application/json, text/event-stream")
-_JSON = (b"content-type", b"application/json")
 
 
 @implementer(IHTTPLink)
 @define(eq=False, repr=False)
-class StreamableHTTPLink:
+class StreamableHTTPLink(HTTPLink):
     """
     One session with a Streamable HTTP server. `handshake` opens it, once; its user closes it, or
     its server, at `drain`.
 
-    client: sends the requests; shared by the links of a server.
-    configured: the header fields of the configuration, names in lower case.
-    forwardAuthorization: whether the client's credentials go to the server.
-    onClosed: called once when nothing of it is left.
-    sessionless: whether the server gave no session id.
     revision: the negotiated revision.
-    around: what its streams share.
-    closing: whether it was closed.
     """
 
-    client: HTTPClient
-    listener: ILinkListener
-    configured: HeaderPairs = ()
-    forwardAuthorization: bool = False
-    onClosed: Callable[[StreamableHTTPLink], None] | None = None
-    answer: Message = field(init=False)
-    sessionless: bool = field(default=True, init=False)
-    multiplexed: ClassVar[bool] = False
     revision: str = field(default="", init=False)
     _session: bytes | None = field(default=None, init=False)
     _gone: bool = field(default=False, init=False)
     """Whether a 404 said that the session is lost."""
-    closing: bool = field(default=False, init=False)
-    _told: dict[object, Stream] = field(factory=dict, init=False)
-    """The streams that messages still come on, by call or origin."""
-    _streams: set[Stream] = field(factory=set, init=False)
-    around: Surroundings = field(init=False)
     _patience: float = field(default=60.0, init=False)
     """Seconds a server gets to accept a notification: as many as for the handshake."""
-    _holding: bool = field(default=False, init=False)
-    _full: bool = field(default=False, init=False)
     _context: CallContext | None = field(default=None, init=False)
     """Of the last request: the DELETE goes in its name."""
     _posted: tuple[CallContext, bytes] | None = field(default=None, init=False)
     """The header of the last POST, and whose it was: most often the next one has the same."""
-    _handshake: Handshake | None = field(default=None, init=False)
-    _closed: bool = field(default=False, init=False)
-    _waiters: list[Deferred[None]] = field(factory=list, init=False)
-
-    @around.default
-    def _surround(self) -> Surroundings:
-        client = self.client
-        return Surroundings(
-            client.server,
-            client.limits,
-            client.clock,
-            client.observer,
-            self._streamTold,
-            self._streams.discard,
-            self._refused,
-        )
 
     def handshake(self, hello: Hello, context: CallContext, timeout: float) -> Deferred[None]:
         """
@@ -113,8 +73,8 @@ class StreamableHTTPLink:
         Fails with LinkFailed. Cancelling gives it up. A link that failed is closed.
         """
         self._patience = timeout
-        self._handshake = Handshake(self, timeout)
-        return self._handshake.start(hello, context)
+        self._handshake = Handshake(self, HTTPInitialize(hello.params), timeout)
+        return self._handshake.start(context)
 
     def send(self, message: Message, call: object | None, context: CallContext) -> bool:
         """See ILink, and IHTTPLink for what `call` may be. False also of a closed link."""
@@ -169,63 +129,14 @@ class StreamableHTTPLink:
                 opened.errback(ListenRefused(405, asked=False))
         return opened
 
-    def cancel(self, call: object) -> None:
-        """See ILink: cuts the connection of the call or stream. Nothing more is told of it."""
-        stream = self._told.get(call)
-        if stream is not None:
-            stream.abort()
-
-    def hold(self, origin: object | None) -> None:
-        """See ILink."""
-        if origin is None:
-            self._holding = True
-        for stream in self._of(origin):
-            stream.hold()
-
-    def release(self, origin: object | None) -> None:
-        """See ILink."""
-        if origin is None:
-            self._holding = False
-        for stream in self._of(origin):
-            stream.release()
-
-    def close(self) -> Deferred[None]:
-        """Cut every stream and DELETE the session, as far as the server lets us. See ILink."""
-        done: Deferred[None] = Deferred(lambda d: self._waiters.remove(d))
-        if not self._closed:
-            self._waiters.append(done)
-        if not self.closing:
-            self.closing = True
-            if self._handshake is not None:
-                self._handshake.lost(Reason.SHUTTING_DOWN, "the link was closed")
-            for stream in list(self._streams):
-                stream.abort()
-            if self._session is None or self._gone:
-                self._hasClosed()
-            else:
-                self._delete()
-        elif self._closed:
-            done.callback(None)
-        return done
-
-    def roomAgain(self) -> None:
-        """The client can take requests again; said by the server."""
-        if self._full and not self.closing:
-            self._full = False
-            self.listener.drained()
-
-    def losing(self, reason: Reason, message: str) -> None:
-        """End it, and tell its user so."""
-        if self.closing:
-            return
-        handshake = self._handshake
-        if handshake is not None and not handshake.over:
-            handshake.lost(reason, message)
-        else:
-            self.close()
-            self.listener.lost(reason, message)
-
     # Inside.
+
+    def _farewell(self) -> None:
+        """DELETE the session, as far as the server lets us."""
+        if self._session is None or self._gone:
+            self._hasClosed()
+        else:
+            self._delete()
 
     def _fields(self, own: HeaderPairs, context: CallContext | None) -> bytes:
         """The header of a request; what the configuration sets wins over what is forwarded."""
@@ -243,7 +154,7 @@ class StreamableHTTPLink:
         posted = self._posted
         # A door gives the same object again for the same head; to compare them costs more.
         if posted is None or (posted[0] is not context and posted[0] != context):
-            posted = self._posted = (context, self._fields((_ACCEPT, _JSON), context))
+            posted = self._posted = (context, self._fields((ACCEPT, JSON), context))
         return posted[1]
 
     def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:
@@ -251,27 +162,6 @@ class StreamableHTTPLink:
         self._context = context
         send = self.client.tell if isinstance(stream, NoteStream) else self.client.request
         return self._opened(stream, send(b"POST", self.postFields(context), body, stream))
-
-    def _opened(self, stream: Stream, outgoing: Outgoing | None) -> bool:
-        if outgoing is None:
-            return False
-        stream.outgoing = outgoing
-        self._streams.add(stream)
-        if stream.origin is not None:
-            self._told[stream.origin] = stream
-        if self._holding:
-            stream.hold()
-        return True
-
-    def _of(self, origin: object | None) -> list[Stream]:
-        if origin is None:
-            return list(self._told.values())
-        stream = self._told.get(origin)
-        return [] if stream is None else [stream]
-
-    def _streamTold(self, stream: Stream) -> None:
-        if stream.origin is not None and self._told.get(stream.origin) is stream:
-            del self._told[stream.origin]
 
     def _refused(self, status: int) -> None:
         if status == 404 and self._session is not None:
@@ -294,17 +184,9 @@ class StreamableHTTPLink:
 
     def _delete(self) -> None:
         deletion = _Deletion(self._hasClosed)
-        fields = self._fields((_ACCEPT,), self._context)
+        fields = self._fields((ACCEPT,), self._context)
         deletion.outgoing = self.client.tell(b"DELETE", fields, None, deletion, beyondBound=True)
         deletion.timer = self.client.clock.callLater(DELETE_WAIT, deletion.ended)
-
-    def _hasClosed(self) -> None:
-        self._closed = True
-        if self.onClosed is not None:
-            self.onClosed(self)
-        waiters, self._waiters = self._waiters, []
-        for done in waiters:
-            done.callback(None)
 
 
 def _notOpened(fault: Fault | None) -> LinkFailed:

@@ -92,7 +92,7 @@ class ModernEndpoint:
 
     def __attrs_post_init__(self) -> None:
         self._eras = _erasOf(self.server)
-        self._tools = ToolHeaders(self.shared.limits.max_json_answer_stream)
+        self._tools = ToolHeaders(self.shared.limits.max_tool_headers)
         self._judges = not isinstance(self.shared.policy, AllowAll)
 
     def running(self) -> bool:

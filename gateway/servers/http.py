@@ -26,10 +26,13 @@ from gateway.links.interfaces import (
     Hello,
     ILink,
     ILinkListener,
-    IServer,
+    ITwoEraServer,
     LinkFailed,
+    NotModern,
     Reason,
 )
+from gateway.links.modern_http import ModernHTTPLink
+from gateway.links.opening import SAYS_NOTHING, Discover
 from gateway.links.resuming import ResumingLink
 from gateway.links.streamable_http import StreamableHTTPLink
 from gateway.observe.observer import IObserver
@@ -41,13 +44,10 @@ __all__ = ["HTTPServer"]
 
 Transport = Literal["streamable-http", "sse"]
 
-_ELSEWHERE = frozenset({401, 403, 408, 429})
-"""The HTTP statuses below 500 that do not say that a server speaks another transport."""
-
 
 def _speaksAnother(tried: Transport, error: LinkFailed) -> bool:
     """Whether a handshake failed as it does with a server that speaks the other transport."""
-    if error.status in _ELSEWHERE or error.status >= 500:
+    if error.status in SAYS_NOTHING or error.status >= 500:
         return False
     if tried == "sse":
         return isinstance(error, NoEventStream)
@@ -55,7 +55,7 @@ def _speaksAnother(tried: Transport, error: LinkFailed) -> bool:
     return error.reason is Reason.BAD_ANSWER and (error.status > 0 or error.answer is None)
 
 
-@implementer(IServer)
+@implementer(ITwoEraServer)
 @define(eq=False, repr=False)
 class HTTPServer:
     """
@@ -79,8 +79,9 @@ class HTTPServer:
     name: str = field(init=False)
     _client: HTTPClient = field(init=False)
     _configured: HeaderPairs = field(init=False)
-    _links: set[StreamableHTTPLink | HTTPSSELink] = field(factory=set, init=False)
+    _links: set[StreamableHTTPLink | HTTPSSELink | ModernHTTPLink] = field(factory=set, init=False)
     _draining: bool = field(default=False, init=False)
+    _provedModern: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         settings = self.settings
@@ -184,8 +185,39 @@ class HTTPServer:
         pairs = requestHeaders(own, self._configured, self.settings.forward_authorization, context)
         fields = fieldLines(pairs)
         if staysOpen:
-            return self._client.open(fields, body, receiver)
+            return self._client.subscribe(fields, body, receiver)
         return self._client.request(b"POST", fields, body, receiver)
+
+    def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+        """
+        See ITwoEraServer.
+
+        Until the server proved to be modern, or is configured to be, it has `era_probe` seconds to
+        answer. HTTP+SSE is a transport of the legacy era alone: who is configured to speak it is
+        not asked.
+        """
+        return Deferred.fromCoroutine(self._modernLink(listener, context))
+
+    async def _modernLink(self, listener: ILinkListener, context: CallContext) -> ILink:
+        settings = self.settings
+        if self._draining:
+            raise LinkFailed(Reason.SHUTTING_DOWN, "the gateway is shutting down")
+        if settings.transport == "sse":
+            raise NotModern(Reason.BAD_ANSWER, "the server speaks HTTP+SSE")
+        timeout = settings.handshake_timeout
+        if not self._provedModern and settings.era != "modern":
+            timeout = min(timeout, self.limits.era_probe)
+        link = ModernHTTPLink(
+            self._client,
+            listener,
+            self._configured,
+            settings.forward_authorization,
+            self._links.discard,
+        )
+        self._links.add(link)
+        await link.handshake(Discover(http=True), context, timeout)
+        self._provedModern = True
+        return link
 
     def health(self) -> Health:
         """What the last attempt to reach it showed."""

@@ -17,10 +17,12 @@ from gateway.links.interfaces import (
     Hello,
     ILink,
     ILinkListener,
-    IServer,
+    ITwoEraServer,
     LinkFailed,
+    NotModern,
     Reason,
 )
+from gateway.links.opening import Discover, Initialize, Opening
 from gateway.links.process import Program, Reaper
 from gateway.links.serverlog import ServerLog
 from gateway.links.stdio import StdioLink, StdioParts
@@ -93,7 +95,7 @@ def _found(command: str, path: str, cwd: str) -> str:
     raise LinkFailed(Reason.UPSTREAM_UNREACHABLE, f"the server could not be started: {why}")
 
 
-@implementer(IServer)
+@implementer(ITwoEraServer)
 class StdioServer:
     """
     A server reached over stdio; each link has a child of its own, so sessions are isolated.
@@ -105,7 +107,8 @@ class StdioServer:
     Whoever asked for a link closes it; `drain` closes all, and no further one is given. A child
     that cannot be started, gives no handshake or exits soon after it without having been asked
     anything is a failure for the Breaker; the server's own error to `initialize` is not, since
-    the fault may be its client's. Servers over HTTP have no breaker: those refuse fast already.
+    the fault may be its client's, nor is what a legacy server does when it is asked whether it is
+    modern. Servers over HTTP have no breaker: those refuse fast already.
     """
 
     def __init__(
@@ -128,17 +131,34 @@ class StdioServer:
         self._links: set[StdioLink] = set()
         self._health = Health.UNKNOWN
         self._drained = False
+        self._provedModern = False
         self._breaker = Breaker(limits)
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
     ) -> Deferred[ILink]:
         """See IServer. Starts a child; nothing of `hello` or `context` shapes how."""
+        return self._linked(listener, Initialize(hello.params), self.settings.handshake_timeout)
+
+    def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+        """
+        See ITwoEraServer. Starts a child.
+
+        Until the server proved to be modern, or is configured to be, it has `era_probe` seconds to
+        answer.
+        """
+        limits, settings = self._parts.limits, self.settings
+        patient = self._provedModern or settings.era == "modern"
+        probe = min(limits.era_probe, settings.handshake_timeout)
+        timeout = settings.handshake_timeout if patient else probe
+        return self._linked(listener, Discover(http=False, patient=patient), timeout)
+
+    def _linked(self, listener: ILinkListener, opening: Opening, timeout: float) -> Deferred[ILink]:
         if self._drained:
             return fail(LinkFailed(Reason.SHUTTING_DOWN, "the server is being shut down"))
-        return Deferred.fromCoroutine(self._link(hello, listener))
+        return Deferred.fromCoroutine(self._link(listener, opening, timeout))
 
-    async def _link(self, hello: Hello, listener: ILinkListener) -> ILink:
+    async def _link(self, listener: ILinkListener, opening: Opening, timeout: float) -> ILink:
         attempt = self._breaker.begin(self._now)
         if attempt is None:
             why = "the server keeps failing and is left alone for a while"
@@ -149,13 +169,19 @@ class StdioServer:
             link = StdioLink(self._parts, listener, partial(self._died, attempt))
             self._links.add(link)
             link.gone.addCallback(lambda _: self._links.discard(link))
-            await link.open(program, hello.params, self.settings.handshake_timeout)
+            await link.open(program, opening, timeout)
+        except NotModern as failed:
+            if failed.reason is Reason.TIMEOUT:
+                self._parts.observer.observed(BoundReached("era_probe", self.name))
+            self._breaker.abandoned(attempt)
+            raise
         except LinkFailed as failed:
             self._failed(attempt, failed)
             raise
         except BaseException:
             self._breaker.abandoned(attempt)
             raise
+        self._provedModern = opening.modern or self._provedModern
         self._health = Health.UP
         self._works(attempt)
         return link
