@@ -36,6 +36,8 @@ class CallContext:
     peer: the client's address as text, for forwarding headers.
     tls: whether the client's connection is encrypted.
     host: the request's Host, for forwarding headers.
+    caller: which of its principal's callers asks, where the server tells them apart by a header
+        (`settings.callers`).
     """
 
     server: str
@@ -44,3 +46,4 @@ class CallContext:
     peer: str = ""
     tls: bool = False
     host: bytes = b""
+    caller: str = ""
