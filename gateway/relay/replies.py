@@ -27,13 +27,14 @@ class Reply:
     One request that a client waits for.
 
     message: it, as it came. target: where its answer goes, and what comes before it.
-    context: its facts. open: whether it may be answered still.
+    context: its facts. open: whether its client waits still. answered: whether its answer is there.
     """
 
     message: Message
     target: Target
     context: CallContext
     open: bool = True
+    answered: bool = False
 
     @property
     def id(self) -> bytes:
@@ -103,7 +104,9 @@ class Replies:
         return True
 
     def answer(self, reply: Reply, message: Message) -> None:
-        """Answer a request, once, under its client's id."""
+        """Answer a request, under its client's id."""
+        assert not reply.answered, "answered twice"
+        reply.answered = True
         if self._within:
             self.clock.callLater(0, self._answer, reply, message)
         else:

@@ -36,8 +36,7 @@ class CallContext:
     peer: the client's address as text, for forwarding headers.
     tls: whether the client's connection is encrypted.
     host: the request's Host, for forwarding headers.
-    caller: which of its principal's callers asks, where the server tells them apart by a header
-        (`settings.callers`).
+    caller: tells the callers of one principal apart, where a server's `callers` names a header.
     """
 
     server: str
