@@ -22,7 +22,7 @@ warnings.simplefilter("ignore")
 async def until(ledger: Path, text: str) -> float:
     """Seconds until the ledger has a text."""
     began = asyncio.get_running_loop().time()
-    while text not in ledger.read_text():
+    while text not in ledger.read_text():  # noqa: ASYNC110, ASYNC240
         await asyncio.sleep(0.01)
     return asyncio.get_running_loop().time() - began
 

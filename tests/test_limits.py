@@ -49,7 +49,6 @@ REACHED = {
     "retry_after": "test_streamable_proxy.test_acceptance_41_atCapacity",
     "max_calls": "test_limits.test_callsOfASession",
     "max_modern_calls": "test_modern_relay.test_callsAndStreamsAreBounded",
-    "max_listens": "test_modern_relay.test_callsAndStreamsAreBounded",
     "max_input_rounds": "test_bridge_up.test_a_call_that_is_asked_for_more_and_more_fails",
     "max_server_requests": "test_limits.test_unansweredRequestsOfAServer",
     "max_subscriptions": "test_router.test_the_record_learns_what_has_to_be_said_again",

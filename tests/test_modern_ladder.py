@@ -356,17 +356,38 @@ async def test_aServerWhoseEraIsNotFound(start: Start, reason: Reason, status: i
     assert error["data"] == {"reason": reason.value}
 
 
+async def asked(stack: Stack, path: bytes, body: bytes) -> Response:
+    """The answer to a modern request, however many turns of the gateway's clock it takes."""
+    client = await stack.send(b"POST", path, body, fields(body))
+    answer = Deferred.fromCoroutine(client.response())
+    await stack.until(lambda: stack.clock.advance(0) or answer.called)
+    return await answer
+
+
 @pytest_twisted.ensureDeferred
-async def test_aLegacyServerIsNotTakenForAModernOne(start: Start) -> None:
-    server = ModernServer("one", modern=False)
-    stack = await start({"one": server, "two": AnsweringServer("two")})
-    for path in (b"/servers/one/mcp", b"/servers/two/mcp"):
-        body = enveloped("server/discover")
-        assertRefused(await stack.ask(b"POST", path, body, fields(body)), 400, -32000, b"7")
-        body = enveloped("tools/list")
-        answer = await stack.ask(b"POST", path, body, fields(body))
-        assertRefused(answer, 400, -32022, b"7")
-    assert server.heard == 0
+async def test_aLegacyServerIsAskedInASessionOfTheGatewaysOwn(start: Start) -> None:
+    known, unknown = ModernServer("one", modern=False), AnsweringServer("two")
+    known.answers = True
+    stack = await start({"one": known, "two": unknown})
+    for path, server in ((b"/servers/one/mcp", known), (b"/servers/two/mcp", unknown)):
+        body = enveloped("server/discover", "a")
+        answer = await asked(stack, path, body)
+        assert answer.status == 200 and answer.json["id"] == "a"
+        assert "2026-07-28" in answer.json["result"]["supportedVersions"]
+        body = enveloped("tools/call", 1.0, name="x", arguments={"n": 2})
+        answer = await asked(stack, path, body)
+        assert answer.status == 200 and answer.body.startswith(b'{"jsonrpc":"2.0","id":1.0,')
+        assert answer.json["result"]["resultType"] == "complete"
+        assert answer.json["result"]["arguments"] == {"n": 2}
+        assert [sent.method for sent in server.newest.requests] == ["tools/call"]
+        wrong = replaced(fields(body), b"Mcp-Name", b"y")
+        assertRefused(await stack.ask(b"POST", path, body, wrong), 400, -32020, b"1.0")
+        body = enveloped("ping")
+        assert (await asked(stack, path, body)).status == 404
+        assert server.handshakes == 1
+        await stack.mounts[server.name].http.stop()
+        assert not server.open
+    assert len(stack.shared.registry) == 0
 
 
 # How an answer travels.

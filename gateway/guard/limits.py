@@ -84,11 +84,6 @@ class Limits:
         "running calls of modern clients per stdio server",
         "`overloaded` for the call",
     )
-    max_listens: int = _bound(
-        1024,
-        "open streams of `subscriptions/listen` per stdio server",
-        "`overloaded` for the request",
-    )
     max_input_rounds: int = _bound(
         16,
         "times that a server of revision 2026-07-28 asks for input in one call of a legacy client",

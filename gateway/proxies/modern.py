@@ -11,10 +11,9 @@ is judged and goes on to whatever answers for the server.
   6. headers        they are those of the body                             400 -32020
   7. version        it is one of MODERN                                    400 -32022
   8. Accept         the stream of `subscriptions/listen` is acceptable     406 -32000
- Then a modern stdio server has a ModernRelay, and a legacy one whatever `legacyCalls` makes.
+ Then a modern stdio server has a ModernRelay, a legacy one over any transport a LegacyPool.
 
-The order of 5 to 7 is that of the reference SDKs: clients tell servers apart by it. Where nothing
-answers for a legacy server, its clients are told in words that make them fall back to `initialize`.
+The order of 5 to 7 is that of the reference SDKs: clients tell servers apart by it.
 """
 
 from __future__ import annotations
@@ -36,8 +35,12 @@ from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
 from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
+from gateway.relay.pool import LegacyPool
+from gateway.relay.relay import Relay
 from gateway.servers.http import HTTPServer
+from gateway.sessions.registry import Session
 from gateway.wire import refusals
+from gateway.wire.context import CallContext
 from gateway.wire.envelope import NOTIFICATION, Message, text
 from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
@@ -67,9 +70,22 @@ class _Eras(Protocol):
     def doubt(self) -> None: ...
 
 
-def legacyCalls(server: IServer, shared: Shared) -> ModernCalls | None:
-    """What answers modern requests for a legacy server; None where nothing does."""
-    return None
+def legacyCalls(server: IServer, shared: Shared) -> ModernCalls:
+    """What answers modern requests for a legacy server."""
+
+    def makeRelay(session: Session, context: CallContext) -> Relay:
+        return Relay(
+            session,
+            server,
+            shared.registry,
+            shared.policy,
+            shared.limits,
+            shared.clock,
+            shared.observer,
+            context,
+        )
+
+    return LegacyPool(server, shared.limits, shared.clock, shared.observer, makeRelay)
 
 
 @define(eq=False)
@@ -167,13 +183,9 @@ class ModernEndpoint:
         elif modern and isinstance(server, HTTPServer):
             self._pass(admitted, server)
         else:
-            calls = self._callsOf(modern)
-            if calls is None:
-                self._refuseLegacy(admitted)
-            else:
-                self._judged(admitted, calls)
+            self._judged(admitted, self._callsOf(modern))
 
-    def _callsOf(self, modern: bool) -> ModernCalls | None:
+    def _callsOf(self, modern: bool) -> ModernCalls:
         """What answers for the server; made for the first who asks."""
         shared = self.shared
         if not modern or self._eras is None:
@@ -268,16 +280,6 @@ class ModernEndpoint:
         result = answer.fields.get("result")
         if request.method == "tools/list" and result is not None:
             self._tools.learn(bytes(result), first=request.param("cursor") is None)
-
-    def _refuseLegacy(self, admitted: Admitted) -> None:
-        """Nothing answers for the server: its client falls back to `initialize`."""
-        message = admitted.message
-        assert message is not None
-        if message.method == "server/discover":
-            refusal = refusals.discoverNotServed()
-        else:
-            refusal = refusals.unsupportedModernVersion(admitted.claim or "")
-        self.ladder.refuse(admitted.exchange, refusal, "era", admitted.id)
 
     def _fail(self, admitted: Admitted, reason: Reason, why: str) -> None:
         message = admitted.message
