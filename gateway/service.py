@@ -35,7 +35,7 @@ from gateway.doors.site import GatewaySite
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
 from gateway.guard.policy import AllowAll, IPolicy
-from gateway.links.interfaces import IServer
+from gateway.links.interfaces import IServer, ITwoEraServer
 from gateway.links.process import Reaper
 from gateway.observe.observer import BoundReached, IObserver, NullObserver
 from gateway.proxies.endpoint import StreamableEndpoint
@@ -44,6 +44,7 @@ from gateway.proxies.shared import Shared
 from gateway.proxies.sse import SSEProxy
 from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.transparent import TransparentProxy
+from gateway.servers.eras import EraServer, Verdicts
 from gateway.servers.http import HTTPServer
 from gateway.servers.shared import SharedServer
 from gateway.servers.stdio import StdioServer
@@ -124,6 +125,7 @@ class GatewayService(Service):
         self._policy = policy or AllowAll()
         self._observer = observer or NullObserver()
         self._store = store or MemoryStore()
+        self._verdicts = Verdicts(configuration.gateway.limits, self._clock, self._observer)
         self._run: _Running | None = None
         self._stopped: list[Deferred[None]] = []
         self._log = Logger()
@@ -200,6 +202,8 @@ class GatewayService(Service):
         default: str | None = None
         for configured in self.configuration.servers:
             server = make(configured)
+            if ITwoEraServer.providedBy(server):
+                server = EraServer(server, limits, clock, observer, self._verdicts)
             if configured.isolation == "shared":
                 server = SharedServer(server, limits, self._clock, self._observer)
             servers.append(server)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attrs import define
-from raw import AnsweringServer
-from twisted.internet.defer import Deferred, fail, succeed
+from raw import AnsweringServer, Recorder
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from gateway.links.interfaces import Health, Hello, ILink, ILinkListener, IServer, LinkFailed
+from gateway.guard.limits import Limits
+from gateway.links.interfaces import Hello, ILink, ILinkListener, ITwoEraServer
+from gateway.servers.eras import EraServer, Verdicts
 from gateway.wire.context import CallContext
 from gateway.wire.mcp_headers import METHOD, NAME, NAMED, VERSION, encodeValue
 
-__all__ = ["CLAIM", "LISTENING", "KnownServer", "ModernServer", "enveloped", "fields"]
+__all__ = ["CLAIM", "LISTENING", "ModernServer", "enveloped", "fields", "known"]
 
 VERSION_NOW = "2026-07-28"
 CLAIM = "io.modelcontextprotocol/protocolVersion"
@@ -52,79 +54,20 @@ def fields(body: bytes, *others: tuple[bytes, bytes]) -> list[tuple[bytes, bytes
     return [*pairs, *others]
 
 
-@define
-class Verdict:
-    """What is known of a server's era."""
-
-    modern: bool | None = None
-
-
+@implementer(ITwoEraServer)
 class ModernServer(AnsweringServer):
-    """
-    A ScriptedServer of both eras that knows its era by itself, as an EraServer does.
-
-    verdict: what is known. held: whether `findModern` waits for `find`. doubts: how often the
-    verdict was doubted.
-    """
+    """A ScriptedServer of both eras, whose links answer nothing by themselves."""
 
     answers = False
 
-    def __init__(self, name: str = "one", modern: bool | None = True, **options: Any) -> None:
+    def __init__(self, name: str = "one", **options: Any) -> None:
         super().__init__(name, **options)
-        self.inner = self
-        self.verdict = Verdict(modern)
-        self.held = False
-        self.doubts = 0
-        self.finding: list[Deferred[bool]] = []
-        self.gaveUp = 0
-        self.failure: LinkFailed | None = None
-
-    def findModern(self, context: CallContext) -> Deferred[bool]:
-        if self.failure is not None:
-            return fail(self.failure)
-        if not self.held:
-            self.verdict.modern = True
-            return succeed(True)
-        found: Deferred[bool] = Deferred(self._left)
-        self.finding.append(found)
-        return found
-
-    def _left(self, _: Deferred[bool]) -> None:
-        self.gaveUp += 1
-
-    def doubt(self) -> None:
-        self.doubts += 1
 
     def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
         return self.link(Hello(b"{}"), listener, context)
 
 
-@implementer(IServer)
-class KnownServer:
-    """Stands before a configured server and knows its era, as an EraServer does."""
-
-    def __init__(self, inner: Any, modern: bool | None = True) -> None:
-        self.inner = inner
-        self.name, self.settings, self.generation = inner.name, inner.settings, inner.generation
-        self.verdict = Verdict(modern)
-        self.doubts = 0
-        self.failure: LinkFailed | None = None
-
-    def findModern(self, context: CallContext) -> Deferred[bool]:
-        return fail(self.failure) if self.failure is not None else succeed(True)
-
-    def doubt(self) -> None:
-        self.doubts += 1
-
-    def link(
-        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
-    ) -> Deferred[ILink]:
-        link: Deferred[ILink] = self.inner.link(hello, listener, context, ownStreams)
-        return link
-
-    def health(self) -> Health:
-        return Health.UNKNOWN
-
-    def drain(self) -> Deferred[None]:
-        drained: Deferred[None] = self.inner.drain()
-        return drained
+def known(server: Any) -> EraServer:
+    """What stands before a server and knows its era, where that is configured."""
+    limits, clock, observer = Limits(), Clock(), Recorder()
+    return EraServer(server, limits, clock, observer, Verdicts(limits, clock, observer))

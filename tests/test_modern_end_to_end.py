@@ -14,7 +14,6 @@ from live import startLive
 from processes import ROOT, Process, start
 
 from gateway.observe.observer import MessageDropped
-from gateway.service import GatewayService
 from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
 
 CHILD = str(ROOT / "tests" / "modern_child.py")
@@ -32,20 +31,6 @@ async def overHTTP(tmp_path: Path) -> AsyncIterator[HTTPSettings]:
     yield HTTPSettings(name="one", url=url)
     process.kill()
     await process.ended
-
-
-class Known(GatewayService):
-    """TEMPORARY."""
-
-    def _server(self, settings: ServerSettings, reaper: Any) -> Any:
-        from modern_support import KnownServer
-
-        return KnownServer(super()._server(settings, reaper))
-
-
-import live as live_module
-
-live_module.GatewayService = Known
 
 
 async def driven(settings: ServerSettings, mode: str, ledger: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import define
-from modern_support import CAPABILITIES, CLAIM, SUBSCRIPTION, ModernServer, enveloped, fields
+from modern_support import CAPABILITIES, CLAIM, SUBSCRIPTION, ModernServer, enveloped, fields, known
 from raw import (
     AnsweringServer,
     Headers,
@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import Direction, IPolicy
-from gateway.links.interfaces import LinkFailed, Reason
+from gateway.links.interfaces import Reason
 from gateway.observe.observer import MessageDropped
 from gateway.testing.scripted import Sent
 from gateway.wire.context import CallContext
@@ -75,9 +75,9 @@ class Bench:
         self.server.newest.push(rpc(method, **params))  # type: ignore[arg-type]
 
 
-async def bench(start: Start, **options: Any) -> Bench:
-    server = ModernServer("one")
-    return Bench(await start({"one": server}, **options), server)
+async def bench(start: Start, era: str = "modern", **options: Any) -> Bench:
+    server = ModernServer("one", era=era)
+    return Bench(await start({"one": known(server)}, **options), server)
 
 
 def replaced(
@@ -200,7 +200,7 @@ async def test_acceptance_29_anErrorHasItsStatus(start: Start) -> None:
 @pytest.mark.acceptance(29)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_29_sessionsAndOtherMethodsAreNoneHere(start: Start) -> None:
-    it = await bench(start)
+    it = await bench(start, era="auto")
     for method in (b"GET", b"DELETE"):
         named = (b"Mcp-Session-Id", b"x")
         answer = await it.stack.ask(
@@ -257,7 +257,7 @@ async def test_acceptance_29_parametersInTheHeaderOfToolsThatAreKnown(start: Sta
 
 @pytest_twisted.ensureDeferred
 async def test_whatIsOfNoOneEra(start: Start) -> None:
-    it = await bench(start)
+    it = await bench(start, era="auto")
     stack, named = it.stack, []
     it.server.answers = True
     for _ in range(2):
@@ -323,23 +323,22 @@ async def test_whileItDrainsNothingNewIsTaken(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_theEraTakesTimeToFind(start: Start) -> None:
-    server = ModernServer("one", modern=None)
-    server.held = True
-    stack = await start({"one": server})
+    server = ModernServer("one")
+    server.handshakeHeld = True
+    stack = await start({"one": known(server)})
     body = enveloped("tools/list")
     stays = await stack.send(b"POST", b"/mcp", body, fields(body))
     leaves = await stack.send(b"POST", b"/mcp", body, fields(body))
-    await stack.until(lambda: len(server.finding) == 2)
+    await stack.until(lambda: server.handshakes)
+    await stack.turns(20)
     leaves.reset()
-    await stack.until(lambda: server.gaveUp == 1)
-    for found in server.finding:
-        if not found.called:
-            server.verdict.modern = True
-            found.callback(True)
-    await stack.until(lambda: server.links)
+    await stack.turns(20)
+    server.finishHandshake()
+    await stack.until(lambda: server.newest.requests)
     (sent,) = server.newest.requests
     server.newest.reply(sent)
     assert (await stays.response()).status == 200
+    assert server.handshakes == 1, "the link that found it out serves"
 
 
 @pytest.mark.parametrize(
@@ -347,9 +346,9 @@ async def test_theEraTakesTimeToFind(start: Start) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_aServerWhoseEraIsNotFound(start: Start, reason: Reason, status: int) -> None:
-    server = ModernServer("one", modern=None)
-    server.failure = LinkFailed(reason, "it could not be reached")
-    stack = await start({"one": server})
+    server = ModernServer("one")
+    server.failNext(reason)
+    stack = await start({"one": known(server)})
     body = enveloped("tools/list", "a")
     answer = await stack.ask(b"POST", b"/mcp", body, fields(body))
     error = assertRefused(answer, status, -32603, b'"a"')
@@ -366,10 +365,10 @@ async def asked(stack: Stack, path: bytes, body: bytes) -> Response:
 
 @pytest_twisted.ensureDeferred
 async def test_aLegacyServerIsAskedInASessionOfTheGatewaysOwn(start: Start) -> None:
-    known, unknown = ModernServer("one", modern=False), AnsweringServer("two")
-    known.answers = True
-    stack = await start({"one": known, "two": unknown})
-    for path, server in ((b"/servers/one/mcp", known), (b"/servers/two/mcp", unknown)):
+    legacy, unknown = ModernServer("one", era="legacy"), AnsweringServer("two")
+    legacy.answers = True
+    stack = await start({"one": known(legacy), "two": unknown})
+    for path, server in ((b"/servers/one/mcp", legacy), (b"/servers/two/mcp", unknown)):
         body = enveloped("server/discover", "a")
         answer = await asked(stack, path, body)
         assert answer.status == 200 and answer.json["id"] == "a"
@@ -574,7 +573,7 @@ async def test_acceptance_30_aStreamThatItsClientCloses(start: Start) -> None:
 @pytest.mark.acceptance(30)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_30_aLegacyClientThatLeavesHasNotCancelled(start: Start) -> None:
-    it = await bench(start)
+    it = await bench(start, era="auto")
     it.server.answers = True
     session = await it.stack.open()
     it.server.answers = False

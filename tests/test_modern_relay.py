@@ -34,7 +34,6 @@ class Bench:
     policy: IPolicy = field(factory=AllowAll)
     clock: Clock = field(factory=Clock)
     observed: Observed = field(factory=Observed)
-    legacy: list[bool] = field(factory=list)
     relay: ModernRelay = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -44,7 +43,6 @@ class Bench:
             self.limits,
             self.clock,
             self.observed,
-            lambda: self.legacy.append(True),
         )
 
     def ask(
@@ -119,13 +117,13 @@ def test_aChildThatCannotBeMadeFailsWhoWaits() -> None:
     bench.server.failNext(Reason.UPSTREAM_UNREACHABLE)
     bench.server.finishHandshake()
     assert [target.reason for target in targets] == ["upstream_unreachable"] * 2
-    assert len(bench.of(CallFailed)) == 2 and not bench.legacy
+    assert len(bench.of(CallFailed)) == 2
     # The next is made for the next call: at once, then with a back-off.
     bench.server.handshakeHeld = False
     bench.server.failures.append(NotModern(Reason.BAD_ANSWER, "it is of the legacy era"))
     third = bench.ask(3)
     bench.clock.advance(60.0)
-    assert third.reason == "bad_answer" and bench.legacy == [True]
+    assert third.reason == "bad_answer"
 
 
 @pytest.mark.acceptance(30)

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 from attrs import define
 from faulty_upstream import FaultyUpstream, Received
-from modern_support import SUBSCRIPTION, KnownServer, enveloped, fields
+from modern_support import SUBSCRIPTION, enveloped, fields, known
 from raw import RawClient, Response, Stack, Start, rpc
 from raw import start as start
 from test_ladder import assertRefused
@@ -18,9 +18,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import LinkFailed, Reason
 from gateway.observe.observer import CallAnswered, CallFailed, CallStarted
 from gateway.proxies.passing import fieldsBack
+from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings
 
@@ -31,7 +31,7 @@ class Bench:
 
     stack: Stack
     upstream: FaultyUpstream
-    server: KnownServer
+    server: EraServer
 
     async def post(self, body: bytes, *others: tuple[bytes, bytes]) -> tuple[RawClient, Received]:
         """A modern request, and what the upstream got."""
@@ -50,14 +50,11 @@ class Bench:
 async def bench(start: Start) -> AsyncIterator[Any]:
     made: list[Bench] = []
 
-    async def make(
-        limits: Limits | None = None, modern: bool | None = True, **settings: Any
-    ) -> Bench:
+    async def make(limits: Limits | None = None, era: str = "modern", **settings: Any) -> Bench:
         upstream = FaultyUpstream(script=lambda request: True)
         upstream.start(reactor)
-        options = {"url": upstream.url, **settings}
+        options = {"url": upstream.url, "era": era, **settings}
         limits = limits or Limits()
-        server: Any = None
 
         class Later:
             """The observer of a stack that is about to be."""
@@ -72,7 +69,7 @@ async def bench(start: Start) -> AsyncIterator[Any]:
             reactor,  # type: ignore[arg-type]
             Later(),  # type: ignore[arg-type]
         )
-        server = KnownServer(inner, modern)
+        server = known(inner)
         stack = await start({"one": server}, limits=limits)
         made.append(Bench(stack, upstream, server))
         return made[-1]
@@ -484,20 +481,26 @@ async def test_atTheEndWhoListensIsAnswered(bench: Any) -> None:
 async def test_anAnswerThatNoModernServerGivesIsDoubted(
     bench: Any, status: int, body: bytes, doubts: int
 ) -> None:
-    it = await bench()
+    it = await bench(era="auto")
+    verdicts = it.server.verdicts
+    verdicts.found(verdicts.keyOf(it.server.settings), "one", modern=True)
     client, got = await it.post(enveloped("server/discover"))
     got.reply(status, body)
     answer = await client.response()
     assert (answer.status, answer.body) == (status, body)
-    assert it.server.doubts == doubts
+    assert it.server.verdict.modern is (None if doubts else True)
 
 
 @pytest_twisted.ensureDeferred
 async def test_aServerThatAsksWhoItIsSaysSoItself(bench: Any) -> None:
-    it = await bench(modern=None, forward_authorization=True)
-    it.server.failure = LinkFailed(Reason.UPSTREAM_UNREACHABLE, "no", status=401)
-    client, got = await it.post(enveloped("server/discover"), (b"Authorization", b"Bearer x"))
-    assert got.header(b"authorization") == b"Bearer x"
-    got.reply(401, b"", headers=((b"WWW-Authenticate", b"Bearer"),))
+    it = await bench(era="auto", forward_authorization=True)
+    client, probe = await it.post(
+        enveloped("server/discover", "a"), (b"Authorization", b"Bearer x")
+    )
+    for got in (probe, it.upstream.next()):
+        got = got if isinstance(got, Received) else await got
+        assert got.header(b"authorization") == b"Bearer x"
+        got.reply(401, b"", headers=((b"WWW-Authenticate", b"Bearer"),))
+    assert got.message["id"] == "a"
     answer = await client.response()
     assert answer.status == 401 and answer.header(b"www-authenticate") == b"Bearer"

@@ -17,6 +17,7 @@ __all__ = [
     "CallStarted",
     "CircuitClosed",
     "CircuitOpened",
+    "EraFound",
     "Event",
     "IObserver",
     "LinkLost",
@@ -138,6 +139,14 @@ class CircuitClosed(Event, frozen=True):
     """A server that was left alone works again."""
 
     server: str
+
+
+class EraFound(Event, frozen=True):
+    """Which eras a server speaks was found, or found to be otherwise; None: not known."""
+
+    server: str
+    modern: bool | None
+    legacy: bool | None
 
 
 class IObserver(Interface):

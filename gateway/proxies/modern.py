@@ -19,15 +19,13 @@ The order of 5 to 7 is that of the reference SDKs: clients tell servers apart by
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.guard.policy import AllowAll, Direction
-from gateway.links.interfaces import IServer, ITwoEraServer, LinkFailed
+from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
 from gateway.proxies.ladder import Admitted, Ladder
 from gateway.proxies.modern_reply import ModernReply
@@ -37,6 +35,7 @@ from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
+from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
@@ -53,21 +52,6 @@ _LEVELS = frozenset(
     {"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}
 )
 _UNAUTHORIZED = (401, 403)
-
-
-class _Verdict(Protocol):
-    modern: bool | None
-
-
-class _Eras(Protocol):
-    """An EraServer, as this endpoint sees it."""
-
-    inner: ITwoEraServer
-    verdict: _Verdict
-
-    def findModern(self, context: object) -> Deferred[bool]: ...
-
-    def doubt(self) -> None: ...
 
 
 def legacyCalls(server: IServer, shared: Shared) -> ModernCalls:
@@ -98,7 +82,7 @@ class ModernEndpoint:
     server: IServer
     shared: Shared
     ladder: Ladder
-    _eras: _Eras | None = field(init=False)
+    _eras: EraServer | None = field(init=False)
     _relay: ModernCalls | None = field(default=None, init=False)
     _pool: ModernCalls | None = field(default=None, init=False)
     _open: set[Passing | ModernReply] = field(factory=set, init=False)
@@ -144,7 +128,7 @@ class ModernEndpoint:
         else:
             self._found(admitted, self._eras.verdict.modern)
 
-    def _find(self, admitted: Admitted, eras: _Eras) -> None:
+    def _find(self, admitted: Admitted, eras: EraServer) -> None:
         """The server's era takes time to find: whoever leaves meanwhile climbs no further."""
         exchange = admitted.exchange
         finding = eras.findModern(admitted.context)
@@ -194,12 +178,7 @@ class ModernEndpoint:
             return self._pool
         if self._relay is None:
             self._relay = ModernRelay(
-                self._eras.inner,
-                shared.policy,
-                shared.limits,
-                shared.clock,
-                shared.observer,
-                self._eras.doubt,
+                self._eras, shared.policy, shared.limits, shared.clock, shared.observer
             )
         return self._relay
 
@@ -297,8 +276,8 @@ def _nameOf(message: Message) -> str:
     return message.paramText("name") or message.paramText("uri") or ""
 
 
-def _erasOf(server: object) -> _Eras | None:
-    """What knows the eras of a server, wherever it stands before the configured one."""
-    while server is not None and not hasattr(server, "findModern"):
+def _erasOf(server: object) -> EraServer | None:
+    """What knows the era of a server, wherever it stands before the configured one."""
+    while server is not None and not isinstance(server, EraServer):
         server = getattr(server, "inner", None)
-    return server  # type: ignore[return-value]
+    return server

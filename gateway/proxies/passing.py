@@ -126,7 +126,7 @@ class Passing:
     timeout: float
     max_timeout: float
     onEnd: Callable[[Passing], None]
-    onNotModern: Callable[[], None]
+    onNotModern: Callable[[], object]
     _outgoing: Outgoing | None = field(default=None, init=False)
     _sink: EventSink | None = field(default=None, init=False)
     _head: ResponseHead | None = field(default=None, init=False)

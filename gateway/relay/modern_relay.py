@@ -9,8 +9,6 @@ is never held back, for it is everybody's: a stream whose reader is slow is boun
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -29,7 +27,6 @@ from gateway.links.interfaces import (
     IServer,
     ITwoEraServer,
     LinkFailed,
-    NotModern,
     Settled,
 )
 from gateway.observe.observer import (
@@ -94,8 +91,6 @@ class ModernRelay:
     What modern clients call at one stdio server. See ModernCalls.
 
     Life: made by the server's endpoint → requests → `stop`, which closes the child.
-
-    onNotModern: called when the server turns out to be of the legacy era only.
     """
 
     server: ITwoEraServer
@@ -103,7 +98,6 @@ class ModernRelay:
     limits: Limits
     clock: IReactorTime
     observer: IObserver
-    onNotModern: Callable[[], None] = lambda: None
     router: ModernRouter = field(init=False)
     _keeper: LinkKeeper = field(init=False)
     _waiting: dict[Call, None] = field(factory=dict, init=False)
@@ -213,8 +207,6 @@ class ModernRelay:
     def _notMade(self, failure: Failure) -> None:
         self._acquiring = False
         error = failure.value
-        if isinstance(error, NotModern):
-            self.onNotModern()
         if isinstance(error, LinkFailed):
             reason, why = error.reason, error.message
         else:
