@@ -614,3 +614,34 @@ async def test_whoAsksIsKnownAsForAnyOther(start: Start) -> None:
     assertRefused(answer, 401, -32000)
     await it.post(body, (b"X-Who", b"alice"))
     assert it.sent.context.principal.subject == "alice"
+
+
+@pytest.mark.acceptance(24)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_24_manyAtOnceAreNotMixedAndNothingIsLeft(start: Start) -> None:
+    """Equal ids, equal tokens, and sessions that are none of theirs."""
+    it = await bench(start)
+    bodies = [
+        enveloped("tools/call", 9007199254740993, name=f"t{n}", meta={"progressToken": 1})
+        for n in range(40)
+    ]
+    named = [(b"Mcp-Session-Id", b"A" * 43), (b"Mcp-Session-Id", b"x")]
+    clients = [
+        await it.stack.send(b"POST", b"/mcp", body, fields(body, named[n % 2]))
+        for n, body in enumerate(bodies)
+    ]
+    await it.stack.until(lambda: it.server.links and len(it.server.newest.requests) == len(bodies))
+    for sent in reversed(it.server.newest.requests):
+        it.says("notifications/progress", {"progressToken": int(sent.id), "progress": 1})
+        name = sent.message.param("name")
+        assert name is not None
+        it.server.newest.reply(sent, b'{"for":%b}' % name)
+    for n, client in enumerate(clients):
+        await client.head()
+        assert (await client.message())["params"]["progressToken"] == 1
+        answer = await client.message()
+        assert (answer["id"], answer["result"]) == (9007199254740993, {"for": f"t{n}"})
+        assert await client.event() is None
+    assert it.server.handshakes == 1 and len(it.server.links) == 1
+    assert len(it.stack.shared.registry) == 0 and len(it.stack.shared.pulse) == 0
+    assert not it.stack.mounts["one"].http.running()

@@ -158,7 +158,7 @@ class Admitted:
     refusal: Refusal | None = None
     id: bytes | None = None
     claim: str | None = None
-    body: bytes = field(init=False)
+    body: bytes = field(init=False, repr=False)
 
 
 Then = Callable[[Admitted], None]
