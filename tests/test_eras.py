@@ -409,6 +409,15 @@ def test_another_version_of_the_server_is_another_server() -> None:
     assert bench.known == (True, True)
 
 
+def test_a_server_may_have_a_name_in_each_era() -> None:
+    bench = Bench()
+    bench.server.result = initialized("other")
+    for _ in range(2):
+        got(bench.link())
+        got(bench.eras.modernLink(Session(), CONTEXT))
+    assert bench.found == [(None, True), (True, True)]
+
+
 def test_a_modern_server_that_became_a_legacy_one() -> None:
     bench = modernOnly()
     got(bench.link())
