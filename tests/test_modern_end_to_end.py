@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from live import startLive
+from live import Answer, Live, startLive
+from modern_support import enveloped, fields
 from processes import ROOT, Process, start
 
 from gateway.observe.observer import MessageDropped
@@ -83,3 +84,34 @@ async def test_acceptance_30_aModernClientStraightThrough(
     ledger = tmp_path / "ledger"
     asItShould(await driven(overHTTP, mode, ledger))
     assert "slow ended" not in ledger.read_text()
+
+
+async def asked(live: Live, body: bytes) -> Answer:
+    """The answer to a modern request."""
+    headers = {name.decode(): value.decode() for name, value in fields(body)}
+    return await live.post("one", body, **headers)
+
+
+@pytest.mark.acceptance(46)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_46_aModernChildThatDies(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    live = await startLive(child(ledger))
+    try:
+        for _ in range(2):
+            answer = await asked(live, enveloped("tools/call", "a", name="die", arguments={}))
+            assert answer.status == 502
+            assert answer.message["error"]["code"] == -32603
+            assert answer.reason == "server_exited"
+            assert answer.message["id"] == "a"
+        body = enveloped("tools/call", 1.0, name="echo", arguments={"text": "x"})
+        answer = await asked(live, body)
+        assert answer.status == 200 and b'"id":1.0' in answer.body
+        answer = await asked(live, enveloped("nobody/knows"))
+        assert (answer.status, answer.message["error"]["code"]) == (404, -32601)
+        pids = [line for line in ledger.read_text().splitlines() if line.startswith("began")]
+        assert len(pids) == 3, "one child for all, and another after each death"
+    finally:
+        await live.stop()
+    for line in pids:
+        assert not Path("/proc", line.split()[1]).exists()
