@@ -14,6 +14,7 @@ streamable-http): nothing is read of it but what policy and record need, and not
  3. Silence lasts `timeout` seconds at most, before the head and between bytes, and all of it
     `max_timeout`; the stream of a `subscriptions/listen` has neither once its head is there.
  4. What fails before the head is answered; afterwards all that is left is to cut the connection.
+ 5. Policy was asked of the request. Of what comes back it is not: nobody reads that here.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ _OURS = frozenset(
     }
 )
 _OUR_FAMILIES = (b"access-control-", b"proxy-")
+
+_BLANK = (b"\n\n", b"\r\r", b"\n\r\n")
+"""What an event ends with."""
 
 _MODERN_ERRORS = frozenset({b"-32020", b"-32021", b"-32022", b"-32601", b"-32602", b"-32700"})
 """The codes by which a modern server refuses with a status of 400 or 404."""
@@ -163,7 +167,7 @@ class Passing:
             self._fail(Reason.SHUTTING_DOWN, "the gateway is shutting down")
             return
         self._end()
-        if self._tail.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) and self.message.id is not None:
+        if self._tail.endswith(_BLANK) and self.message.id is not None:
             sink.write(encodeEvent(listenCompleted(self.message.id).encode()))
         sink.close()
 
