@@ -21,7 +21,6 @@ from __future__ import annotations
 from functools import partial
 
 from attrs import define, field
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.guard.policy import AllowAll, Direction
@@ -88,7 +87,6 @@ class ModernEndpoint:
     _open: set[Passing | ModernReply] = field(factory=set, init=False)
     _tools: ToolHeaders = field(init=False)
     _judges: bool = field(init=False)
-    _log: Logger = field(factory=Logger, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._eras = _erasOf(self.server)
