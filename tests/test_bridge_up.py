@@ -122,9 +122,6 @@ def test_an_unknown_log_level() -> None:
     bridge = Bridge()
     bridge.ask(3, "logging/setLevel", level="loud")
     assert bridge.take()[0]["error"]["code"] == -32602
-    quiet = Bridge(discovered={**DISCOVERED, "capabilities": {}})
-    quiet.ask(3, "logging/setLevel", level="info")
-    assert quiet.take()[0]["error"]["code"] == -32601
 
 
 @pytest.mark.parametrize(
@@ -591,13 +588,11 @@ def test_a_subscription_is_granted_when_its_stream_is_acknowledged(bridge: Bridg
     bridge.pushOn(second, "notifications/resources/list_changed")
     bridge.pushOn(first, "notifications/resources/list_changed")
     bridge.pushOn(second, "notifications/resources/updated", uri="a:b")
-    assert [one["method"].split("/", 1)[1] for one in bridge.take()] == [
-        "tools/list_changed",
-        "resources/list_changed",
-        "resources/updated",
-    ]
+    told = ["resources/list_changed", "resources/updated"]
+    assert [one["method"].split("/", 1)[1] for one in bridge.take()] == told
     assert bridge.observed.dropped == ["duplicate"]
     bridge.clock.advance(1)
+    assert [one["method"] for one in bridge.take()] == ["notifications/tools/list_changed"]
     assert ended(bridge) == [named(bridge, first)]
     bridge.pushOn(first, "notifications/tools/list_changed")
     assert bridge.take() == []

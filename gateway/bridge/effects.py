@@ -72,7 +72,7 @@ class Stream:
 
     kinds: the lists whose changes it tells. uris: the resources whose updates it tells.
     acknowledgedAt: when the server acknowledged it; None before.
-    heard: what it told since, by method and URI.
+    heard: what it told while the one before was open, too, by method and URI.
     """
 
     id: bytes

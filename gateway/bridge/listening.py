@@ -7,8 +7,8 @@ Pure. Theory of operation:
     client subscribed to. It is opened once the client said `notifications/initialized`, or first
     subscribes, and if there is anything to ask for.
  2. Another set of resources takes another stream: it is opened first, and the one before ends a
-    moment after the server acknowledged it. What the old one still tells is dropped where the new
-    one told the same: nothing is missed, and little comes twice.
+    moment after the server acknowledged it. What the old one still tells waits for that moment,
+    and is dropped where the new one tells the same: nothing is missed, and nothing comes twice.
  3. `resources/subscribe` is answered when a stream with that resource is acknowledged, so that
     what changes after the answer is told. It is refused where the server would not listen, or
     left the resource out of what it acknowledged.
@@ -101,6 +101,8 @@ class Listening:
     _opening: Stream | None = field(default=None, init=False)
     _current: Stream | None = field(default=None, init=False)
     _old: Stream | None = field(default=None, init=False)
+    _late: dict[tuple[str, str | None], Tell] = field(factory=dict, init=False)
+    """What the old stream told since the new one is there."""
 
     @property
     def streams(self) -> list[Stream]:
@@ -205,17 +207,26 @@ class Listening:
             effects = self._acknowledged(stream, message, now)
         if message.method == _ACKNOWLEDGED:
             return effects
+        told = Tell(withoutMetas(message, [SUBSCRIPTION_ID]))
+        if self._old is None or self._current is None:
+            return [*effects, told]
         key = message.method, message.paramText("uri")
-        if stream is self._old and self._current is not None and key in self._current.heard:
-            return [Dropped("duplicate")]
-        if self._old is not None and stream is self._current and key[1] in (None, *stream.uris):
+        if key[1] not in (None, *stream.uris):
+            return [*effects, told]
+        if stream is self._current:
             stream.heard.add(key)
-        return [*effects, Tell(withoutMetas(message, [SUBSCRIPTION_ID]))]
+            if self._late.pop(key, None) is not None:
+                effects.append(Dropped("duplicate"))
+            return [*effects, told]
+        if key in self._current.heard or key in self._late:
+            return [Dropped("duplicate")]
+        self._late[key] = told
+        return []
 
     def _acknowledged(self, stream: Stream, message: Message, now: float) -> list[Effect]:
         stream.acknowledgedAt = now
         self._opening = None
-        effects: list[Effect] = [] if self._old is None else [End(self._old)]
+        effects: list[Effect] = [] if self._old is None else [End(self._old), *self._ripened()]
         self._old, self._current = self._current, stream
         if self._old is not None:
             effects.append(Linger(self._old))
@@ -249,8 +260,7 @@ class Listening:
             stream was cut.
         """
         if stream is self._old:
-            self._old = None
-            return []
+            return self._ripened()
         if stream is self._current:
             self._current = None
             self._missed = True
@@ -297,7 +307,11 @@ class Listening:
         """The time of an old stream is over."""
         if stream is not self._old:
             return []
-        self._old = None
+        return [End(stream), *self._ripened()]
+
+    def _ripened(self) -> list[Effect]:
+        """The old stream is over: tell what it alone told."""
+        late, self._late, self._old = self._late, {}, None
         if self._current is not None:
             self._current.heard.clear()
-        return [End(stream)]
+        return list(late.values())

@@ -115,7 +115,6 @@ class BridgedLink:
     inner: ILink = field(init=False)
     _conversation: Conversation = field(init=False)
     _listening: Listening = field(init=False)
-    _logs: bool = field(default=False, init=False)
     _newest: CallContext | None = field(default=None, init=False)
     """Of the last request, where its credentials go with the stream of changes."""
     _news: deque[Tell | _Accepted | _Settlement] = field(factory=deque, init=False)
@@ -141,7 +140,6 @@ class BridgedLink:
         self.answer = initialized(inner.answer, greeting.revision, self.name)
         result = members(inner.answer.fields["result"])
         declared = members(result.get("capabilities"))
-        self._logs = "logging" in declared
         self._conversation = Conversation(
             greeting, self.limits.max_input_rounds, not self.http, lambda: str(uuid.uuid4())
         )
@@ -203,11 +201,9 @@ class BridgedLink:
         return None if refusal is None else [Tell(refusal, call)]
 
     def _leveled(self, message: Message) -> Message:
-        """The answer to `logging/setLevel`."""
+        """The answer to `logging/setLevel`; servers log that declared no `logging`, too."""
         assert message.id is not None
         level = message.param("level")
-        if not self._logs:
-            return errorMessage(message.id, -32601, "Method not found")
         if not isLevel(level):
             return errorMessage(message.id, -32602, "Invalid params: no such log level")
         self._conversation.level = level
