@@ -834,7 +834,23 @@ def test_elicitationCompleteIsDropped() -> None:
 
 
 def listen(bench: PoolBench, id: object = "L", **wanted: Any) -> Asked:
-    return bench.ask(id, "subscriptions/listen", {"notifications": wanted})
+    """A listen, whose subscriptions the server grants."""
+    stream = bench.ask(id, "subscriptions/listen", {"notifications": wanted})
+    grant(bench)
+    return stream
+
+
+GRANTED: list[Sent] = []
+
+
+def grant(bench: PoolBench) -> None:
+    """Have the server answer what it was asked to tell of."""
+    for link in bench.links:
+        for sent in link.of("resources/subscribe"):
+            if sent not in GRANTED:
+                GRANTED.append(sent)
+                link.reply(sent)
+    bench.turn()
 
 
 UPDATED = b'{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"%b"}}'
@@ -861,8 +877,6 @@ def test_aListenIsAcknowledgedFirst() -> None:
     assert not bench.pool.running
     uris = [sent.message.paramText("uri") for sent in link.of("resources/subscribe")]
     assert uris == ["a:b", "c:d"]
-    for sent in link.of("resources/subscribe"):
-        link.reply(sent)
     link.push(TOOLS)
     link.push(b'{"jsonrpc":"2.0","method":"notifications/prompts/list_changed"}')
     link.push(UPDATED % b"c:d")
@@ -927,6 +941,58 @@ def test_anySessionOfTheCallerIsHeard_andNobodyElses() -> None:
     bench.stop()
 
 
+def test_aListenIsAcknowledgedOnceTheServerTellsOfWhatItWants() -> None:
+    bench = PoolBench()
+    wanted = {"notifications": {"resourceSubscriptions": ["a:b", "c:d"]}}
+    one = bench.ask(1, "subscriptions/listen", wanted)
+    two = bench.ask(2, "subscriptions/listen", wanted)
+    gone = bench.ask(3, "subscriptions/listen", wanted)
+    link = bench.link
+    link.push(UPDATED % b"a:b")
+    bench.pool.gone(gone.target)
+    first, second = link.of("resources/subscribe")
+    link.reply(second)
+    assert not one.heard
+    link.refuse(first)
+    for stream in (one, two):
+        (ack,) = stream.heard
+        assert ack["params"]["notifications"] == {"resourceSubscriptions": ["c:d"]}
+    assert not gone.heard
+    link.push(UPDATED % b"c:d")
+    assert len(one.heard) == 2 and len(two.heard) == 2
+    bench.pool.gone(one.target)
+    bench.pool.gone(two.target)
+    assert [sent.message.paramText("uri") for sent in link.of("resources/unsubscribe")] == ["c:d"]
+    bench.stop()
+
+
+def test_aServerThatIsLostBeforeItTells() -> None:
+    bench = PoolBench()
+    wanted = {"notifications": {"resourceSubscriptions": [f"a:{n}" for n in range(40)]}}
+    stream = bench.ask(1, "subscriptions/listen", wanted)
+    assert len(bench.link.of("resources/subscribe")) == 16
+    bench.link.lose()
+    bench.turn()
+    for _ in range(5):
+        grant(bench)
+    assert stream.heard[0]["method"] == "notifications/subscriptions/acknowledged"
+    assert len(bench.link.of("resources/subscribe")) == 40
+    bench.stop()
+
+
+def test_aSessionThatIsLostBeforeItsServerTells() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, on_exit="lost"))
+    wanted = {"notifications": {"resourceSubscriptions": [f"a:{n}" for n in range(40)]}}
+    stream = bench.ask(1, "subscriptions/listen", wanted)
+    bench.link.lose()
+    for _ in range(5):
+        bench.turn()
+        grant(bench)
+    assert stream.heard[0]["method"] == "notifications/subscriptions/acknowledged"
+    assert len(bench.link.of("resources/subscribe")) == 40
+    bench.stop()
+
+
 def test_subscriptionsAreCounted() -> None:
     bench = PoolBench()
     one = listen(bench, 1, resourceSubscriptions=["a:b"])
@@ -959,7 +1025,6 @@ def test_whoListensKeepsOneSession() -> None:
 def test_aLostSessionComesBackForWhoListens() -> None:
     bench = PoolBench()
     stream = listen(bench, toolsListChanged=True, resourceSubscriptions=["a:b"])
-    bench.link.reply(bench.link.last("resources/subscribe"))
     bench.link.lose()
     bench.turn()
     again = bench.link

@@ -193,7 +193,7 @@ class Listening:
     def linkLost(self, pooled: Pooled) -> None:
         """A session's link is gone: who listens to it needs another."""
         for audience in self._audiences.values():
-            if audience.home is pooled and len(audience):
+            if audience.home is pooled and audience.wanted:
                 self._revive(audience)
 
     def sessionEnded(self, pooled: Pooled) -> None:
@@ -201,7 +201,7 @@ class Listening:
         for audience in self._audiences.values():
             if audience.home is pooled:
                 audience.home = None
-                if len(audience):
+                if audience.wanted:
                     self._revive(audience)
 
     def _revive(self, audience: Listens) -> None:
@@ -212,7 +212,7 @@ class Listening:
     def _acquire(self, audience: Listens) -> None:
         """Bring an audience's home back, or make another."""
         self._reviving[audience] = None
-        if not len(audience):
+        if not audience.wanted:
             del self._reviving[audience]
             return
         reply = audience.newest
@@ -248,7 +248,7 @@ class Listening:
         if isinstance(error, SessionOver):
             # Another server: the end of this session makes another.
             pooled.relay.over()
-        elif audience.home is pooled and len(audience) and not self._stopped:
+        elif audience.home is pooled and audience.wanted and not self._stopped:
             audience.attempts += 1
             delay = jittered(backOff(self.limits, audience.attempts))
             if isinstance(error, LinkFailed):

@@ -91,7 +91,10 @@ class Pooled:
     result: dict[str, Raw] = field(factory=dict, init=False)
     calls: dict[PooledCall, None] = field(factory=dict, init=False)
     _level: int | None = field(default=None, init=False)
-    _subscribed: dict[str, None] = field(factory=dict, init=False)
+    _subscribed: dict[str, bool] = field(factory=dict, init=False)
+    """What the server was asked to tell of, and whether it refused."""
+    _subscribing: int = field(default=0, init=False)
+    _whenSubscribed: list[Callable[[], None]] = field(factory=list, init=False)
     _errands: deque[tuple[Message, CallContext, Callable[[Message], None]]] = field(
         factory=deque, init=False
     )
@@ -226,7 +229,8 @@ class Pooled:
             return
         for uri in uris:
             if uri not in self._subscribed:
-                self._subscribed[uri] = None
+                self._subscribed[uri] = False
+                self._subscribing += 1
                 message = request("resources/subscribe", uri=quote(uri))
                 self._errand(message, context, partial(self._heldBy, uri))
 
@@ -234,14 +238,29 @@ class Pooled:
         if isinstance(answer, FailedCall):
             # It is asked for again when there is a link.
             self._subscribed.pop(uri, None)
-        elif answer.isError:
+        elif answer.isError and uri in self._subscribed:
+            self._subscribed[uri] = True
             self.dropped("subscription_refused")
+        self._subscribing -= 1
+        self.whenSubscribed(None)
+
+    def whenSubscribed(self, then: Callable[[], None] | None) -> None:
+        """Call `then` once the server answered all that it was asked to tell of."""
+        if then is not None:
+            self._whenSubscribed.append(then)
+        if not self._subscribing:
+            waiting, self._whenSubscribed = self._whenSubscribed, []
+            for one in waiting:
+                one()
+
+    def refused(self, uri: str) -> bool:
+        """Whether the server refused to tell of a resource."""
+        return self._subscribed.get(uri, False)
 
     def unsubscribe(self, uri: str, context: CallContext) -> None:
         """Give a subscription back; with no link, there is nobody to tell."""
-        if uri not in self._subscribed:
+        if self._subscribed.pop(uri, True):
             return
-        del self._subscribed[uri]
         if self.isOpen:
             message = request("resources/unsubscribe", uri=quote(uri))
             self._errand(message, context, lambda _: None)
@@ -256,8 +275,11 @@ class Pooled:
         self._more()
 
     def _more(self) -> None:
-        while self._errands and self._running < _WINDOW and not self.session.ended:
+        while self._errands and self._running < _WINDOW:
             message, context, done = self._errands.popleft()
+            if self.session.ended:
+                done(lostWithSession(b"0"))
+                continue
             self._running += 1
             errand = _Errand(self._errandDone, done)
             self.relay.request(message.withID(self.newID()), errand, False, context)
