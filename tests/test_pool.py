@@ -262,6 +262,35 @@ def test_furtherCallsOfACallerWaitInOrder() -> None:
     bench.stop()
 
 
+def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=2))
+    first, link, sent = asked(bench)
+    bench.turn(1)
+    second, _, _ = asked(bench, id=2)
+    call = bench.ask(3, caps=ALL)
+    assert link.last("notifications/cancelled").message.param("requestId") == sent.id
+    assert answers(link)[0]["error"]["code"] == -32603 and call.waits
+    bench.turn(1)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
+    assert bench.retry(first, {"q1": ACCEPT}).error["code"] == -32602
+    assert bench.retry(second, {"q1": ACCEPT}).waits
+    bench.stop()
+
+
+def test_theBoundIsTheCallersWhateverItsClientsDeclare() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=1))
+    first = bench.ask(1, caps=FORM)
+    waits = bench.ask(2, caps=ALL)
+    other = bench.link
+    other.reply(other.last("tools/call"), OK)
+    bench.turn()
+    assert first.result and not other.alive
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert waits.result
+    bench.stop()
+
+
 def test_howManyWait() -> None:
     bench = PoolBench(limits=Limits(max_pooled_sessions=1, max_modern_waiting=1))
     bench.ask(1, caps=FORM)
@@ -757,10 +786,10 @@ def test_anAnswerThatComesWhileTheClientIsAwayWaitsForIt() -> None:
 
 
 def test_aClientThatDoesNotComeBack() -> None:
-    bench = PoolBench(limits=Limits(parked_for=600.0, max_pooled_sessions=1))
+    bench = PoolBench(limits=Limits(parked_for=600.0, max_pooled_total=1))
     call, link, sent = asked(bench)
     bench.turn(10)
-    waits = bench.ask(2, caps=ALL)
+    waits = bench.ask(2, caps=ALL, who=BOB)
     bench.turn(589)
     assert not answers(link)
     bench.turn(1)
@@ -770,7 +799,8 @@ def test_aClientThatDoesNotComeBack() -> None:
     assert bench.retry(call, {"q1": ACCEPT}).error["code"] == -32602
     assert len(link.of("tools/call")) == 1
     bench.turn(1)
-    link.reply(link.last("tools/call"), OK)
+    assert not link.alive
+    bench.link.reply(bench.link.last("tools/call"), OK)
     assert waits.result
     bench.stop()
 

@@ -9,7 +9,7 @@ sequence see one server's state. Where it may ask nothing, all calls of the call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import count
 
 from attrs import define, field
@@ -121,7 +121,7 @@ class Callers:
             self._bound("max_modern_waiting")
             self.leave(call)
             return False
-        full = len(caller.sessions) >= self.limits.max_pooled_sessions
+        full = len(caller.audience.sessions) >= self.limits.max_pooled_sessions
         self._bound("max_pooled_sessions" if full else "max_pooled_total")
         return True
 
@@ -139,7 +139,8 @@ class Callers:
             return
         pooled.calls.pop(call, None)
         caller = self._sessions.get(pooled)
-        if caller is None:
+        if caller is None or pooled.session.ended:
+            # Who waits is served when it is taken out.
             return
         if not pooled.calls:
             self._rest(pooled, caller)
@@ -199,11 +200,15 @@ class Callers:
                 return next(reversed(caller.idle))
         elif caller.sessions:
             return next(iter(caller.sessions))
-        if len(caller.sessions) >= self.limits.max_pooled_sessions:
+        most = self.limits.max_pooled_sessions
+        ours = caller.audience.sessions
+        if len(ours) >= most and not self._endLongestIdle(ours, "max_pooled_sessions"):
             return None
-        if len(self._sessions) >= self.limits.max_pooled_total and not self._endLongestIdle():
-            return None
-        return self._make(caller)
+        if len(self._sessions) < self.limits.max_pooled_total or self._endLongestIdle(
+            self._sessions, "max_pooled_total"
+        ):
+            return self._make(caller)
+        return None
 
     def forListening(self, caller: Caller) -> Pooled | None:
         """A session of a caller, which no call need have; None where there is no room."""
@@ -290,11 +295,11 @@ class Callers:
     def _isIdle(self, pooled: Pooled, caller: Caller) -> bool:
         return pooled in caller.idle and caller.audience.home is not pooled
 
-    def _endLongestIdle(self) -> bool:
-        idle = [pooled for pooled, caller in self._sessions.items() if self._isIdle(pooled, caller)]
+    def _endLongestIdle(self, among: Iterable[Pooled], bound: str) -> bool:
+        idle = [pooled for pooled in among if self._isIdle(pooled, self._sessions[pooled])]
         if not idle:
             return False
-        self._bound("max_pooled_total")
+        self._bound(bound)
         self.end(min(idle, key=lambda pooled: pooled.idleSince))
         return True
 

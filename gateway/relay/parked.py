@@ -79,7 +79,6 @@ class ModernCall:
     pool: Asking
     id: bytes
     request: Message
-    binding: bytes
     reply: Reply | None
     context: CallContext
     declared: Declared

@@ -180,7 +180,6 @@ class LegacyPool:
             self,
             self._callers.newID(),
             towardsServer(reply.message),
-            self._bindingOf(reply),
             reply,
             reply.context,
             reply.declared,
@@ -214,10 +213,10 @@ class LegacyPool:
     def _callerName(self, context: CallContext) -> str:
         return context.caller if self.server.settings.callers.startswith("header:") else ""
 
-    def _bindingOf(self, reply: Reply) -> bytes:
-        context = reply.context
+    def _bindingOf(self, request: Message, context: CallContext) -> bytes:
+        """What a state is bound to: the same for a request as the server gets it and its retry."""
         name = self._callerName(context)
-        return bindingOf(context.principal, name, self.server.name, reply.message)
+        return bindingOf(context.principal, name, self.server.name, request)
 
     def _take(self, call: ModernCall, caller: Caller) -> None:
         call.stage = Stage.WAITING
@@ -226,6 +225,22 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.OVERLOADED, why))
         elif call.stage is Stage.WAITING:
             self.arm(call.due)
+            self._makeRoom(caller)
+
+    def _makeRoom(self, caller: Caller) -> None:
+        """Where nobody answers what a caller's calls ask, the oldest must not hold up the rest."""
+        held = [call for pooled in caller.audience.sessions for call in pooled.calls]
+        parked = [call for call in self._parked.values() if call in held]
+        if parked and len(parked) == len(held):
+            self._giveUp(parked[0], "The client asks for something else")
+
+    def _giveUp(self, call: ModernCall, why: str) -> None:
+        """A parked call waits for its client no longer."""
+        del self._parked[call.name]
+        if call.outcome is not None:
+            self.dropped("client_gone")
+        else:
+            call.cancel(why)
 
     def _begin(self, call: ModernCall) -> None:
         """A call has a session: make it ready."""
@@ -344,7 +359,8 @@ class LegacyPool:
             return
         requests = call.ask()
         call.until = self.clock.seconds() + self.limits.parked_for
-        state = self._states.seal(Named(call.name, call.round), call.binding, call.until)
+        binding = self._bindingOf(call.request, call.context)
+        state = self._states.seal(Named(call.name, call.round), binding, call.until)
         self._parked[call.name] = call
         self.arm(call.until)
         call.reply = None
@@ -356,7 +372,7 @@ class LegacyPool:
     def _retry(self, reply: Reply) -> None:
         """A request that continues a parked call."""
         message = reply.message
-        binding = self._bindingOf(reply)
+        binding = self._bindingOf(message, reply.context)
         named = self._states.open(message.paramText("requestState"), binding, self.clock.seconds())
         call = None if named is None else self._parked.get(named.call)
         if call is None or named is None or call.round != named.round:
@@ -422,11 +438,7 @@ class LegacyPool:
                 self.ended(call, callFailed(call.id, Reason.TIMEOUT, why))
         for call in [call for call in self._parked.values() if call.until <= now]:
             self.bound("parked_for")
-            del self._parked[call.name]
-            if call.outcome is not None:
-                self.dropped("client_gone")
-            else:
-                call.cancel("The client did not answer in time")
+            self._giveUp(call, "The client did not answer in time")
         waits = [call.due for call in (*self._callers.waiting, *self._opening)]
         waits += [call.until for call in self._parked.values()]
         self.arm(min(self._callers.endIdle(), *waits, _NEVER))
