@@ -1199,3 +1199,168 @@ def test_anHTTPServersOwnStreams() -> None:
     two.accept(two.last("notifications/cancelled"))
     bench.turn(1)
     bench.stop()
+
+
+def test_stoppingWaitsForWhatIsClosing() -> None:
+    bench = PoolBench(
+        ScriptedServer(result=RESULT, on_exit="lost"), limits=Limits(pooled_idle=10.0)
+    )
+    bench.ask(1, who=ALICE)
+    idle, sent = only(bench)
+    idle.slowClose = True
+    idle.reply(sent, OK)
+    bench.turn(10)
+    assert idle.closed
+    bench.ask(2)
+    running = bench.link
+    running.slowClose = True
+    done: list[None] = []
+    bench.pool.stop().addCallback(done.append)
+    assert not done
+    idle.finishClose()
+    assert not done
+    running.finishClose()
+    assert done == [None]
+    bench.stop()
+
+
+def test_aListenForWhichThereIsNoRoom() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_total=1))
+    bench.ask(1, who=BOB)
+    assert listen(bench, toolsListChanged=True).reason == "overloaded"
+    assert "max_pooled_total" in bench.bounds()
+    bench.stop()
+
+
+def test_noRoomToReplaceTheSessionOfWhoListens() -> None:
+    server = ScriptedServer(result=RESULT, on_exit="lost")
+    bench = PoolBench(server, limits=Limits(max_pooled_total=1))
+    stream = listen(bench, toolsListChanged=True)
+    waits = bench.ask(1, who=BOB)
+    bench.link.lose()
+    bench.turn()
+    assert stream.result["resultType"] == "complete" and waits.waits
+    assert bench.link.of("tools/call")
+    bench.stop()
+
+
+def test_aServerThatIsLostWithinTheTurnOfAListen() -> None:
+    bench = PoolBench()
+    target, request = MemoryTarget(), modern(1, "subscriptions/listen", {"notifications": {}})
+    bench.pool.request(request, target, CallContext("scripted"))
+    bench.link.lose()
+    bench.turn()
+    assert target.reason == "server_exited" and not target.delivered
+    gone = MemoryTarget()
+    bench.pool.request(request, gone, CallContext("scripted"))
+    bench.pool.gone(gone)
+    bench.turn()
+    assert not gone.delivered and not gone.answers
+    bench.stop()
+
+
+def test_sessionsOfAServerThatCameBackNarrowedAreReplaced() -> None:
+    bench = PoolBench()
+    for id in range(3):
+        bench.ask(id, caps=FORM)
+    links = bench.links
+    for link in links:
+        link.reply(link.last("tools/call"), OK)
+        link.lose()
+    bench.server.result = NARROW
+    bench.turn(1)
+    call = bench.ask(4, caps=FORM)
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert call.result
+    bench.link.lose()
+    bench.server.result = NARROW.replace(b'{"tools":{}}', b"{}")
+    bench.turn(1)
+    stream = listen(bench, toolsListChanged=True)
+    assert stream.heard[0]["params"]["notifications"] == {}
+    bench.stop()
+
+
+def test_aHandshakeThatBreaks(expectedFailures: list[Any]) -> None:
+    bench = PoolBench()
+    bench.server.failures += [ValueError("oops"), ValueError("oops")]  # type: ignore[list-item]
+    assert bench.ask(1).reason == "bad_answer"
+    bench.turn(1)
+    assert listen(bench, toolsListChanged=True).reason == "bad_answer"
+    bench.stop()
+
+
+def test_questionsAndLogMessagesBesideRequestsOfOurOwn() -> None:
+    bench = PoolBench()
+    listen(bench, resourceSubscriptions=["a:b"])
+    call = bench.ask(1, caps=ALL, level="info")
+    link = bench.links[-1]
+    link.reply(link.last("logging/setLevel"))
+    assert link.of("resources/subscribe") and link.of("tools/call")
+    link.push(LOG % b"error")
+    link.push(ELICIT % 1)
+    link.push(ELICIT % 2)
+    link.push(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"e1"}}')
+    bench.turn()
+    assert [note["method"] for note in call.heard] == ["notifications/message"]
+    assert list(call.result["inputRequests"]) == ["q2"]
+    retry = bench.retry(call, {"q2": ACCEPT})
+    assert answers(link)[-1]["id"] == "e2" and retry.waits
+    bench.stop()
+
+
+def test_whatIsGivenBackWhileNoServerIsThere() -> None:
+    bench = PoolBench()
+    stream = listen(bench, resourceSubscriptions=["a:b"])
+    call = bench.ask(1, caps=FORM)
+    link = bench.links[-1]
+    grant(bench)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
+    link.lose()
+    bench.pool.gone(stream.target)
+    bench.ask(2, caps=FORM)
+    assert not bench.links[-1].of("resources/subscribe")
+    bench.stop()
+
+
+def test_aReaderThatTakesNothing() -> None:
+    bench = PoolBench()
+    call = bench.ask(1, token="t")
+    call.target.takes = False
+    link, sent = only(bench)
+    link.push(PROGRESS % sent.id)
+    assert bench.drops() == ["undeliverable"]
+    link.reply(sent, OK)
+    assert call.result
+    bench.stop()
+
+
+def test_theSessionIsOverWhileACallRuns() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, http=True, on_exit="lost"))
+    call = bench.ask(1)
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    link.settle(link.last("tools/call"), status=404)
+    assert call.reason == "server_exited"
+    assert bench.ask(2).waits and len(bench.links) == 1
+    bench.stop()
+
+
+def test_whatAnHTTPServerSaysOnACallsOwnStream() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, http=True))
+    call = bench.ask(1, caps=ALL)
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    sent = link.last("tools/call")
+    stream = bench.ask("L", "subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    for said in (
+        TOOLS,
+        b'{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"i"}}',
+        LOG % b"error",
+    ):
+        link.push(said, sent.call)
+    assert not call.heard and len(stream.heard) == 2
+    assert bench.drops() == ["not_modern", "no_log_asked"]
+    link.reply(sent, OK)
+    assert call.result
+    bench.stop()

@@ -11,12 +11,12 @@ from typing import Any
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pool_support import ALICE, ALL, BOB, Asked, PoolBench
+from pool_support import ALICE, ALL, BOB, RESULT, Asked, PoolBench
 from test_pool import LOG, answers
 
 from gateway.bridge.asmodern import LEVELS
 from gateway.guard.limits import Limits
-from gateway.testing.scripted import ScriptedLink, Sent
+from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent
 
 LEVEL = st.sampled_from(["debug", "info", "error"])
 
@@ -216,3 +216,156 @@ def test_whatTheStatesSayIsOpaque() -> None:
     state = call.result["requestState"]
     assert len(state) < 128 and json.dumps(state).isascii()
     bench.stop()
+
+
+WHO = st.sampled_from([ALICE, BOB])
+SMALL = Limits(
+    max_pooled_sessions=2,
+    max_pooled_total=3,
+    max_modern_waiting=3,
+    max_parked=2,
+    max_listens=3,
+    max_subscriptions=3,
+    parked_for=50.0,
+    pooled_idle=100.0,
+)
+NARROW = RESULT.replace(b'"subscribe":true,', b"")
+
+
+@define(eq=False)
+class Storm:
+    """Clients and a server that do anything at any time."""
+
+    draw: Any
+    bench: PoolBench
+    gone: list[Asked] = field(factory=list)
+    replied: list[Sent] = field(factory=list)
+
+    def ask(self) -> None:
+        self.bench.ask(
+            len(self.bench.all),
+            self.draw(st.sampled_from(["tools/call", "tools/list", "server/discover", "ping"])),
+            who=self.draw(WHO),
+            caps=self.draw(st.sampled_from([{}, ALL, {"roots": {}}])),
+            level=self.draw(st.sampled_from([None, "info", "error"])),
+            token=self.draw(st.sampled_from([None, "t"])),
+        )
+
+    def listen(self) -> None:
+        uris = self.draw(st.lists(st.sampled_from(["a:1", "a:2", "a:3", "a:4"])))
+        wanted = {"toolsListChanged": self.draw(st.booleans()), "resourceSubscriptions": uris}
+        self.bench.ask(
+            len(self.bench.all),
+            "subscriptions/listen",
+            {"notifications": wanted},
+            who=self.draw(WHO),
+        )
+
+    def retry(self) -> None:
+        asks = [
+            one
+            for one in self.bench.all
+            if not one.waits and "inputRequests" in one.json.get("result", {})
+        ]
+        if asks:
+            one = self.draw(st.sampled_from(asks))
+            keys = self.draw(st.lists(st.sampled_from([*one.result["inputRequests"], "none"])))
+            self.bench.retry(
+                one, {key: {"action": "accept"} for key in keys}, id=len(self.bench.all)
+            )
+
+    def leave(self) -> None:
+        waiting = [one for one in self.bench.all if one.waits and one not in self.gone]
+        if waiting:
+            one = self.draw(st.sampled_from(waiting))
+            self.gone.append(one)
+            one.target.takes = False
+            self.bench.pool.gone(one.target)
+
+    def reply(self) -> None:
+        open_ = [
+            (link, sent)
+            for link in self.bench.links
+            for sent in link.requests
+            if sent not in self.replied
+        ]
+        if open_:
+            link, sent = self.draw(st.sampled_from(open_))
+            self.replied.append(sent)
+            if self.draw(st.integers(0, 4)) == 0:
+                link.refuse(sent, self.draw(st.sampled_from([-32002, -32050, 1])))
+            else:
+                link.reply(
+                    sent, {"tools/list": b'{"tools":[]}'}.get(sent.method, b'{"content":[]}')
+                )
+
+    def say(self) -> None:
+        if self.bench.links:
+            link = self.draw(st.sampled_from(self.bench.links))
+            said = self.draw(st.sampled_from(SAID))
+            if b"%b" in said:
+                calls = link.of("tools/call")
+                said %= calls[-1].id if calls else b"99"
+            link.push(said)
+
+    def lose(self) -> None:
+        if self.bench.links:
+            self.draw(st.sampled_from(self.bench.links)).lose()
+
+    def fail(self) -> None:
+        self.bench.server.failNext()
+
+    def change(self) -> None:
+        self.bench.server.result = self.draw(st.sampled_from([RESULT, NARROW]))
+
+    def wait(self) -> None:
+        self.bench.turn(self.draw(st.sampled_from([0.0, 0.5, 1.0, 30.0, 60.0, 400.0])))
+
+    def hold(self) -> None:
+        self.bench.server.handshakeHeld = True
+
+    def release(self) -> None:
+        server = self.bench.server
+        server.handshakeHeld = False
+        while server._pending:
+            server.finishHandshake()
+
+
+SAID = [
+    LOG % b"error",
+    b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}',
+    b'{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"a:1"}}',
+    b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%b,"progress":1}}',
+    b'{"jsonrpc":"2.0","id":"r","method":"roots/list"}',
+    b'{"jsonrpc":"2.0","id":"e","method":"elicitation/create","params":{"message":"m",'
+    b'"requestedSchema":{"type":"object","properties":{}}}}',
+    b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"e"}}',
+    b'{"jsonrpc":"2.0","id":"p","method":"ping"}',
+    b'{"jsonrpc":"2.0","method":"vendor/said"}',
+]
+DEEDS = ["ask", "ask", "listen", "retry", "leave", "reply", "reply", "say", "say", "lose", "fail"]
+DEEDS += ["change", "wait", "hold", "release"]
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from(["principal", "call"]), st.sampled_from(["replay", "lost"]))
+def test_whateverHappensEachRequestIsAnsweredOnceAndNothingIsLeft(
+    data: st.DataObject, callers: str, onExit: str
+) -> None:
+    server = ScriptedServer(result=RESULT, callers=callers, on_exit=onExit, timeout=200.0)
+    bench = PoolBench(server, limits=SMALL)
+    storm = Storm(data.draw, bench)
+    for deed in data.draw(st.lists(st.sampled_from(DEEDS), max_size=40)):
+        getattr(storm, deed)()
+        assert len(bench.links) <= SMALL.max_pooled_total
+        for link in bench.server.links:
+            assert all(sent.context.principal is link.context.principal for sent in link.sent)
+    storm.release()
+    bench.turn()
+    bench.stop()
+    for one in bench.all:
+        assert len(one.target.answers) == (0 if one in storm.gone else 1)
+    pool = bench.pool
+    assert not (pool._calls or pool._opening or pool._parked or pool._callers._callers)
+    assert not (pool._callers._sessions or pool._callers.waiting or pool._callers.closing)
+    assert not (pool._listening._audiences or pool._listening._replies)

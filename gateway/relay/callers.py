@@ -274,7 +274,7 @@ class Callers:
         for held in (caller.sessions, caller.idle, caller.audience.sessions):
             held.pop(pooled, None)
         if pooled.relay.closing is not None and not pooled.relay.closing.called:
-            self._closes(_following(pooled.relay.closing))
+            self._closes(pooled.relay.closing)
         self.onEnded(pooled)
         self._tidy(caller)
         self.serve()
@@ -322,15 +322,3 @@ class Callers:
 
     def _dropped(self, why: str) -> None:
         self.observer.observed(MessageDropped(self.server.name, why))
-
-
-def _following(deferred: Deferred[None]) -> Deferred[None]:
-    """Fires when another does, without taking its result away."""
-    fires: Deferred[None] = Deferred()
-
-    def passes(result: None) -> None:
-        fires.callback(None)
-        return result
-
-    deferred.addBoth(passes)
-    return fires

@@ -146,11 +146,15 @@ class Listening:
         if self._replies.get(reply) is not audience:
             return
         self._over(reply, audience)
-        if isinstance(error, LinkFailed):
-            failed = callFailed(reply.id, error.reason, error.message, error.retryAfter)
-            self.pool.answer(reply, failed)
-        else:
-            self.pool.fail(reply, Reason.SERVER_EXITED, "the session is lost")
+        if isinstance(error, SessionOver):
+            # Each time one session less is there to be lost, and a new one has nothing to lose.
+            self.listen(reply)
+            return
+        if not isinstance(error, LinkFailed):
+            _log.failure("a handshake broke", failure)
+            error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
+        failed = callFailed(reply.id, error.reason, error.message, error.retryAfter)
+        self.pool.answer(reply, failed)
 
     def gone(self, reply: Reply) -> None:
         """The client closed the stream."""
@@ -248,7 +252,10 @@ class Listening:
         if isinstance(error, SessionOver):
             # Another server: the end of this session makes another.
             pooled.relay.over()
-        elif audience.home is pooled and audience.wanted and not self._stopped:
+            return
+        if not isinstance(error, LinkFailed):
+            _log.failure("a handshake broke", failure)
+        if audience.home is pooled and audience.wanted and not self._stopped:
             audience.attempts += 1
             delay = jittered(backOff(self.limits, audience.attempts))
             if isinstance(error, LinkFailed):

@@ -85,7 +85,6 @@ class ModernCall:
     due: float
     stage: Stage = Stage.WAITING
     pooled: Pooled | None = None
-    again: bool = False
     name: bytes = field(factory=newCall)
     round: int = 1
     until: float = 0.0

@@ -152,9 +152,7 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.SHUTTING_DOWN, why))
         self._callers.endAll("shutdown")
         self._parked.clear()
-        ended: Deferred[list[None]] = gatherResults(
-            [_outcome(closing) for closing in self._callers.closing]
-        )
+        ended: Deferred[list[None]] = gatherResults(list(self._callers.closing))
         return ended.addCallback(lambda _: None)
 
     # A call.
@@ -278,10 +276,8 @@ class LegacyPool:
         if isinstance(error, LinkFailed):
             failed = callFailed(call.id, error.reason, error.message, error.retryAfter)
             self.ended(call, failed)
-        elif call.again or call.reply is None:
-            self.ended(call, callFailed(call.id, Reason.SERVER_EXITED, "the session is lost"))
-        else:
-            call.again = True
+        elif call.reply is not None:
+            # Each time one session less is there to be lost, and a new one has nothing to lose.
             self._opening.pop(call, None)
             call.pooled = None
             self._take(call, self.callerOf(call.reply))
@@ -442,15 +438,3 @@ class LegacyPool:
         waits = [call.due for call in (*self._callers.waiting, *self._opening)]
         waits += [call.until for call in self._parked.values()]
         self.arm(min(self._callers.endIdle(), *waits, _NEVER))
-
-
-def _outcome(deferred: Deferred[None]) -> Deferred[None]:
-    """Fires when another does, without taking its result away."""
-    fires: Deferred[None] = Deferred()
-
-    def passes(result: None) -> None:
-        fires.callback(None)
-        return result
-
-    deferred.addBoth(passes)
-    return fires
