@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,22 @@ from typing import Any
 import pytest
 import pytest_twisted
 from pool_support import ALL, FORM, PREFIX, modern
+from processes import start
 from schema_support import RESULTS, conforms, conformsToRequest
-from stdio_support import Bench, benches
+from stdio_support import Bench, Observed, benches
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 import gateway
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll
-from gateway.links.interfaces import EventMark
+from gateway.links.interfaces import EventMark, IServer
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
+from gateway.servers.http import HTTPServer
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.sessions.store import MemoryStore
+from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 
@@ -73,22 +77,23 @@ class Target:
 class Client:
     """A modern client of one pool; answers what it is asked."""
 
-    def __init__(self, bench: Bench, limits: Limits) -> None:
-        registry = SessionRegistry(reactor, limits, MemoryStore(), bench.observed)  # type: ignore[arg-type]
+    def __init__(self, server: IServer, limits: Limits) -> None:
+        observed = Observed()
+        registry = SessionRegistry(reactor, limits, MemoryStore(), observed)  # type: ignore[arg-type]
 
         def makeRelay(session: Session, context: CallContext) -> Relay:
             return Relay(
                 session,
-                bench.server,
+                server,
                 registry,
                 AllowAll(),
                 limits,
                 reactor,  # type: ignore[arg-type]
-                bench.observed,
+                observed,
                 context,
             )
 
-        self.pool = LegacyPool(bench.server, limits, reactor, bench.observed, makeRelay)  # type: ignore[arg-type]
+        self.pool = LegacyPool(server, limits, reactor, observed, makeRelay)  # type: ignore[arg-type]
 
     def send(self, method: str, params: dict[str, Any] | None = None, **options: Any) -> Target:
         target = Target()
@@ -138,7 +143,7 @@ async def client() -> AsyncIterator[Callable[..., Client]]:
 
         def new(*args: str, make: Callable[..., Bench] = make) -> Client:
             limits = Limits(eof_wait=0.2, term_wait=0.2)
-            made.append(Client(make(args=args, limits=limits), limits))
+            made.append(Client(make(args=args, limits=limits).server, limits))
             return made[-1]
 
         yield new
@@ -204,7 +209,30 @@ async def test_listeningToTheDemoServer(client: Callable[..., Client]) -> None:
 async def test_theServerOfTheSDK(client: Callable[..., Client]) -> None:
     for module in ("mcp", "uvicorn", "starlette"):
         pytest.importorskip(module)
-    one = client(FIXTURE, "--stdio")
+    await throughItsPaces(client(FIXTURE, "--stdio"))
+
+
+@pytest.mark.parametrize("transport", ["--http", "--sse"])
+@pytest_twisted.ensureDeferred
+async def test_theServerOfTheSDKOverHTTP(transport: str) -> None:
+    for module in ("mcp", "uvicorn", "starlette"):
+        pytest.importorskip(module)
+    process = start([sys.executable, FIXTURE, transport, "0"])
+    url = (await process.line(r"ready (http://\S+)"))[1]
+    settings = HTTPSettings(name="faulty", url=url)
+    server = HTTPServer(settings, Limits(), reactor, reactor, Observed())  # type: ignore[arg-type]
+    client = Client(server, Limits())
+    try:
+        await throughItsPaces(client)
+    finally:
+        await client.pool.stop()
+        await server.drain()
+        process.kill()
+        await process.ended
+
+
+async def throughItsPaces(one: Client) -> None:
+    """All that the fixture asks, logs and tells of."""
     result, asked = await one.call("test_elicitation", message="who?")
     assert "action=accept" in said(result) and asked[0]["params"]["message"] == "who?"
     result, asked = await one.call("test_sampling", prompt="capital?")
@@ -219,3 +247,9 @@ async def test_theServerOfTheSDK(client: Callable[..., Client]) -> None:
     assert [note["params"]["progressToken"] for note in steps.heard] == [7, 7, 7]
     missing = await one.ask("resources/read", {"uri": "none:such"})
     assert missing["error"]["code"] == -32602
+    gone = one.send(
+        "tools/call", {"name": "test_elicitation", "arguments": {"message": "m"}}, caps=ALL
+    )
+    one.pool.gone(gone)
+    result, asked = await one.call("test_elicitation", message="again?")
+    assert len(asked) == 1
