@@ -727,16 +727,63 @@ def test_aRetryThatDeclaresLessIsAskedLess() -> None:
     bench.stop()
 
 
+def test_rootsAreAskedForByTheNextCallThatMay() -> None:
+    bench = PoolBench()
+    first = bench.ask(1, "tools/list", caps=ALL)
+    link, sent = only(bench, "tools/list")
+    link.push(ROOTS)
+    link.reply(sent, b'{"tools":[]}')
+    assert first.result
+    call = bench.ask(2, caps=ALL)
+    assert call.result["inputRequests"] == {"q1": {"method": "roots/list"}}
+    # The server waits for no roots to answer the call.
+    link.reply(link.last("tools/call"), OK)
+    retry = bench.retry(call, {"q1": {"roots": []}})
+    assert answers(link) == [{"jsonrpc": "2.0", "id": "r1", "result": {"roots": []}}]
+    assert retry.result["resultType"] == "complete"
+    bench.stop()
+
+
+def test_rootsThatNoCallCarries() -> None:
+    bench = PoolBench()
+    bench.ask(1, "server/discover", caps=ALL)
+    link = bench.link
+    link.push(ROOTS)
+    stream = bench.ask("L", "subscriptions/listen", {"notifications": {}}, caps=ALL)
+    bench.turn(599)
+    assert not answers(link)
+    bench.turn(1)
+    assert answers(link)[0]["error"]["code"] == -32603 and "parked_for" in bench.bounds()
+    link.push(ROOTS)
+    link.push(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"r1"}}')
+    call = bench.ask(2, caps=ALL)
+    assert call.waits and stream.waits
+    bench.stop()
+
+
+def test_rootsThatAreAskedForWhileTheLogLevelIsSet() -> None:
+    bench = PoolBench()
+    call = bench.ask(1, caps=ALL, level="info")
+    link = bench.link
+    link.push(ROOTS)
+    bench.turn()
+    assert not answers(link)
+    link.reply(link.last("logging/setLevel"))
+    bench.turn()
+    assert list(call.result["inputRequests"]) == ["q1"]
+    bench.stop()
+
+
 def test_otherMethodsCannotAsk() -> None:
     bench = PoolBench()
     call = bench.ask(method="tools/list", caps=ALL)
     link, sent = only(bench, "tools/list")
-    link.push(ROOTS)
+    link.push(ELICIT % 1)
     link.push(b'{"jsonrpc":"2.0","id":"p","method":"ping"}')
     link.push(b'{"jsonrpc":"2.0","id":"u","method":"vendor/unknown"}')
     bench.turn()
     assert [(one["id"], one.get("error", {}).get("code")) for one in answers(link)] == [
-        ("r1", -32601),
+        ("e1", -32601),
         ("p", None),
         ("u", -32601),
     ]
@@ -750,10 +797,10 @@ def test_outsideAnyCallNothingCanBeAsked() -> None:
     bench.ask(caps=ALL)
     link, sent = only(bench)
     link.reply(sent, OK)
-    link.push(ROOTS)
+    link.push(ELICIT % 1)
     link.push(b'{"jsonrpc":"2.0","id":"p","method":"ping"}')
     bench.turn()
-    assert [(one["id"], "error" in one) for one in answers(link)] == [("r1", True), ("p", False)]
+    assert [(one["id"], "error" in one) for one in answers(link)] == [("e1", True), ("p", False)]
     bench.stop()
 
 

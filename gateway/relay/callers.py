@@ -241,7 +241,15 @@ class Callers:
         relay = self.makeRelay(session, caller.context)
         relay.greetAs(caller.hello)
         pooled = Pooled(
-            session, relay, caller.audience, caller.exclusive, self.newID, self._dropped, now
+            session,
+            relay,
+            caller.audience,
+            caller.exclusive,
+            self.newID,
+            self._dropped,
+            self._bound,
+            self.onIdle,
+            now,
         )
         relay.onLost = lambda: self.onLost(pooled)
         self._sessions[pooled] = caller
@@ -304,9 +312,10 @@ class Callers:
         return True
 
     def endIdle(self) -> float:
-        """End what was idle for too long. Returns when to look again; never without any."""
+        """End what was idle or kept for too long. Returns when to look again; never without any."""
         now, soonest = self.clock.seconds(), _NEVER
         for pooled, caller in list(self._sessions.items()):
+            soonest = min(soonest, pooled.expire(now))
             if not self._isIdle(pooled, caller):
                 continue
             until = pooled.idleSince + self.limits.pooled_idle

@@ -38,7 +38,7 @@ from gateway.observe.observer import BoundReached, CallFailed, IObserver, Messag
 from gateway.relay.callers import Caller, Callers
 from gateway.relay.listening import Listening
 from gateway.relay.parked import ModernCall, Stage
-from gateway.relay.pooled import Pooled
+from gateway.relay.pooled import ROOTS, Pooled
 from gateway.relay.relay import Relay
 from gateway.relay.replies import Replies, Reply
 from gateway.relay.sender import SessionOver
@@ -46,7 +46,7 @@ from gateway.relay.target import Target
 from gateway.sessions.registry import Session
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, text
-from gateway.wire.modern import LISTEN, LOG_LEVEL
+from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
 from gateway.wire.refusals import FailedCall, Reason, callFailed, errorMessage
 
 __all__ = ["LegacyPool"]
@@ -236,6 +236,7 @@ class LegacyPool:
         """A parked call waits for its client no longer."""
         del self._parked[call.name]
         if call.outcome is not None:
+            call.refuse(why)
             self.dropped("client_gone")
         else:
             call.cancel(why)
@@ -299,7 +300,11 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.SERVER_EXITED, "the session is lost"))
         else:
             call.stage = Stage.SENT
+            call.asker = pooled
             pooled.relay.request(call.request.withID(call.id), call, True, call.context)
+            if call.method in MAY_ASK and call.stage is Stage.SENT:
+                for question in pooled.takeHeld():
+                    call.deliver(question)
 
     def _abandon(self, call: ModernCall, why: str) -> None:
         """Nobody waits for a call any more."""
@@ -312,7 +317,8 @@ class LegacyPool:
         """A call is over upstream, or never began."""
         if call.stage is Stage.OVER:
             return
-        call.refuse("The call is over")
+        # The roots are not asked for the call's sake.
+        call.refuse("The call is over", but=ROOTS if call.name in self._parked else "")
         began = call.stage in (Stage.SENT, Stage.CANCELLED)
         call.stage = Stage.OVER
         self._callers.leave(call)
@@ -381,12 +387,13 @@ class LegacyPool:
             return
         del self._parked[call.name]
         call.declared, call.context = reply.declared, reply.context
+        call.respond(responses)
         if call.outcome is not None:
+            call.refuse("The call is over")
             self.answer(reply, call.outcome)
             return
         call.reply = reply
         self._calls[reply] = call
-        call.respond(responses)
         if call.questions:
             self.questioned(call)
 

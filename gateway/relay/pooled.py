@@ -27,10 +27,11 @@ from gateway.wire.envelope import (
 )
 from gateway.wire.refusals import FailedCall, errorMessage, lostWithSession
 
-__all__ = ["LIST_CHANGES", "UPDATED", "IAudience", "Pooled", "PooledCall"]
+__all__ = ["LIST_CHANGES", "ROOTS", "UPDATED", "IAudience", "Pooled", "PooledCall"]
 
 _log = Logger()
 
+ROOTS = "roots/list"
 UPDATED = "notifications/resources/updated"
 
 LIST_CHANGES = {
@@ -77,6 +78,7 @@ class Pooled:
 
     audience: who hears what belongs to no call. exclusive: whether one call at a time has it.
     newID: gives ids that nothing else in the pool has. dropped: told why something reached nobody.
+    bound: told of a bound that was reached. onHeld: told when to call `expire` at the latest.
     result: the members of the server's answer to `initialize`; {} until there was one.
     calls: those that have it. idleSince: when the last one gave it back.
     """
@@ -87,10 +89,13 @@ class Pooled:
     exclusive: bool
     newID: Callable[[], bytes]
     dropped: Callable[[str], None]
+    bound: Callable[[str], None]
+    onHeld: Callable[[float], None]
     idleSince: float
     result: dict[str, Raw] = field(factory=dict, init=False)
     calls: dict[PooledCall, None] = field(factory=dict, init=False)
     _level: int | None = field(default=None, init=False)
+    _held: dict[bytes, tuple[Message, float]] = field(factory=dict, init=False)
     _subscribed: dict[str, bool] = field(factory=dict, init=False)
     """What the server was asked to tell of, and whether it refused."""
     _subscribing: int = field(default=0, init=False)
@@ -143,6 +148,8 @@ class Pooled:
         if method == "notifications/message":
             self._logged(message)
         elif method == "notifications/cancelled":
+            if self._held.pop(message.param("requestId") or b"", None) is not None:
+                return True
             if len(self.calls) == 1 and self.exclusive:
                 return next(iter(self.calls)).deliver(message)
             self.dropped("stray_cancel")
@@ -157,11 +164,36 @@ class Pooled:
         elif self.exclusive and len(self.calls) == 1:
             # A request of our own runs beside the call.
             return next(iter(self.calls)).deliver(message)
+        elif message.method == ROOTS:
+            self.hold(message)
         else:
             why = "No call of the client runs that could carry this"
             self.dropped("no_call")
             self.tell(errorMessage(message.id, -32601, why))
         return True
+
+    # Roots: legacy servers ask for them as soon as they are initialized, whatever is called.
+
+    def hold(self, question: Message) -> None:
+        """Keep a question after the client's roots for the next call that may ask."""
+        assert question.id is not None
+        until = self.relay.clock.seconds() + self.relay.limits.parked_for
+        self._held[question.id] = question, until
+        self.onHeld(until)
+
+    def takeHeld(self) -> list[Message]:
+        """What was kept, for a call that may ask."""
+        held, self._held = self._held, {}
+        return [question for question, _ in held.values()]
+
+    def expire(self, now: float) -> float:
+        """Refuse what was kept for too long. Returns when to look again; never without any."""
+        for id, (_, until) in list(self._held.items()):
+            if until <= now:
+                del self._held[id]
+                self.bound("parked_for")
+                self.tell(errorMessage(id, -32603, "No call of the client came to carry this"))
+        return min((until for _, until in self._held.values()), default=float("inf"))
 
     def _logged(self, message: Message) -> None:
         """To the only call that asked for log messages; of several, nobody knows whose it is."""
