@@ -262,6 +262,35 @@ def test_furtherCallsOfACallerWaitInOrder() -> None:
     bench.stop()
 
 
+def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=2))
+    first, link, sent = asked(bench)
+    bench.turn(1)
+    second, _, _ = asked(bench, id=2)
+    call = bench.ask(3, caps=ALL)
+    assert link.last("notifications/cancelled").message.param("requestId") == sent.id
+    assert answers(link)[0]["error"]["code"] == -32603 and call.waits
+    bench.turn(1)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
+    assert bench.retry(first, {"q1": ACCEPT}).error["code"] == -32602
+    assert bench.retry(second, {"q1": ACCEPT}).waits
+    bench.stop()
+
+
+def test_theBoundIsTheCallersWhateverItsClientsDeclare() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=1))
+    first = bench.ask(1, caps=FORM)
+    waits = bench.ask(2, caps=ALL)
+    other = bench.link
+    other.reply(other.last("tools/call"), OK)
+    bench.turn()
+    assert first.result and not other.alive
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert waits.result
+    bench.stop()
+
+
 def test_howManyWait() -> None:
     bench = PoolBench(limits=Limits(max_pooled_sessions=1, max_modern_waiting=1))
     bench.ask(1, caps=FORM)
@@ -698,16 +727,63 @@ def test_aRetryThatDeclaresLessIsAskedLess() -> None:
     bench.stop()
 
 
+def test_rootsAreAskedForByTheNextCallThatMay() -> None:
+    bench = PoolBench()
+    first = bench.ask(1, "tools/list", caps=ALL)
+    link, sent = only(bench, "tools/list")
+    link.push(ROOTS)
+    link.reply(sent, b'{"tools":[]}')
+    assert first.result
+    call = bench.ask(2, caps=ALL)
+    assert call.result["inputRequests"] == {"q1": {"method": "roots/list"}}
+    # The server waits for no roots to answer the call.
+    link.reply(link.last("tools/call"), OK)
+    retry = bench.retry(call, {"q1": {"roots": []}})
+    assert answers(link) == [{"jsonrpc": "2.0", "id": "r1", "result": {"roots": []}}]
+    assert retry.result["resultType"] == "complete"
+    bench.stop()
+
+
+def test_rootsThatNoCallCarries() -> None:
+    bench = PoolBench()
+    bench.ask(1, "server/discover", caps=ALL)
+    link = bench.link
+    link.push(ROOTS)
+    stream = bench.ask("L", "subscriptions/listen", {"notifications": {}}, caps=ALL)
+    bench.turn(599)
+    assert not answers(link)
+    bench.turn(1)
+    assert answers(link)[0]["error"]["code"] == -32603 and "parked_for" in bench.bounds()
+    link.push(ROOTS)
+    link.push(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"r1"}}')
+    call = bench.ask(2, caps=ALL)
+    assert call.waits and stream.waits
+    bench.stop()
+
+
+def test_rootsThatAreAskedForWhileTheLogLevelIsSet() -> None:
+    bench = PoolBench()
+    call = bench.ask(1, caps=ALL, level="info")
+    link = bench.link
+    link.push(ROOTS)
+    bench.turn()
+    assert not answers(link)
+    link.reply(link.last("logging/setLevel"))
+    bench.turn()
+    assert list(call.result["inputRequests"]) == ["q1"]
+    bench.stop()
+
+
 def test_otherMethodsCannotAsk() -> None:
     bench = PoolBench()
     call = bench.ask(method="tools/list", caps=ALL)
     link, sent = only(bench, "tools/list")
-    link.push(ROOTS)
+    link.push(ELICIT % 1)
     link.push(b'{"jsonrpc":"2.0","id":"p","method":"ping"}')
     link.push(b'{"jsonrpc":"2.0","id":"u","method":"vendor/unknown"}')
     bench.turn()
     assert [(one["id"], one.get("error", {}).get("code")) for one in answers(link)] == [
-        ("r1", -32601),
+        ("e1", -32601),
         ("p", None),
         ("u", -32601),
     ]
@@ -721,10 +797,10 @@ def test_outsideAnyCallNothingCanBeAsked() -> None:
     bench.ask(caps=ALL)
     link, sent = only(bench)
     link.reply(sent, OK)
-    link.push(ROOTS)
+    link.push(ELICIT % 1)
     link.push(b'{"jsonrpc":"2.0","id":"p","method":"ping"}')
     bench.turn()
-    assert [(one["id"], "error" in one) for one in answers(link)] == [("r1", True), ("p", False)]
+    assert [(one["id"], "error" in one) for one in answers(link)] == [("e1", True), ("p", False)]
     bench.stop()
 
 
@@ -757,10 +833,10 @@ def test_anAnswerThatComesWhileTheClientIsAwayWaitsForIt() -> None:
 
 
 def test_aClientThatDoesNotComeBack() -> None:
-    bench = PoolBench(limits=Limits(parked_for=600.0, max_pooled_sessions=1))
+    bench = PoolBench(limits=Limits(parked_for=600.0, max_pooled_total=1))
     call, link, sent = asked(bench)
     bench.turn(10)
-    waits = bench.ask(2, caps=ALL)
+    waits = bench.ask(2, caps=ALL, who=BOB)
     bench.turn(589)
     assert not answers(link)
     bench.turn(1)
@@ -770,7 +846,8 @@ def test_aClientThatDoesNotComeBack() -> None:
     assert bench.retry(call, {"q1": ACCEPT}).error["code"] == -32602
     assert len(link.of("tools/call")) == 1
     bench.turn(1)
-    link.reply(link.last("tools/call"), OK)
+    assert not link.alive
+    bench.link.reply(bench.link.last("tools/call"), OK)
     assert waits.result
     bench.stop()
 
@@ -834,7 +911,23 @@ def test_elicitationCompleteIsDropped() -> None:
 
 
 def listen(bench: PoolBench, id: object = "L", **wanted: Any) -> Asked:
-    return bench.ask(id, "subscriptions/listen", {"notifications": wanted})
+    """A listen, whose subscriptions the server grants."""
+    stream = bench.ask(id, "subscriptions/listen", {"notifications": wanted})
+    grant(bench)
+    return stream
+
+
+GRANTED: list[Sent] = []
+
+
+def grant(bench: PoolBench) -> None:
+    """Have the server answer what it was asked to tell of."""
+    for link in bench.links:
+        for sent in link.of("resources/subscribe"):
+            if sent not in GRANTED:
+                GRANTED.append(sent)
+                link.reply(sent)
+    bench.turn()
 
 
 UPDATED = b'{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"%b"}}'
@@ -861,8 +954,6 @@ def test_aListenIsAcknowledgedFirst() -> None:
     assert not bench.pool.running
     uris = [sent.message.paramText("uri") for sent in link.of("resources/subscribe")]
     assert uris == ["a:b", "c:d"]
-    for sent in link.of("resources/subscribe"):
-        link.reply(sent)
     link.push(TOOLS)
     link.push(b'{"jsonrpc":"2.0","method":"notifications/prompts/list_changed"}')
     link.push(UPDATED % b"c:d")
@@ -927,6 +1018,58 @@ def test_anySessionOfTheCallerIsHeard_andNobodyElses() -> None:
     bench.stop()
 
 
+def test_aListenIsAcknowledgedOnceTheServerTellsOfWhatItWants() -> None:
+    bench = PoolBench()
+    wanted = {"notifications": {"resourceSubscriptions": ["a:b", "c:d"]}}
+    one = bench.ask(1, "subscriptions/listen", wanted)
+    two = bench.ask(2, "subscriptions/listen", wanted)
+    gone = bench.ask(3, "subscriptions/listen", wanted)
+    link = bench.link
+    link.push(UPDATED % b"a:b")
+    bench.pool.gone(gone.target)
+    first, second = link.of("resources/subscribe")
+    link.reply(second)
+    assert not one.heard
+    link.refuse(first)
+    for stream in (one, two):
+        (ack,) = stream.heard
+        assert ack["params"]["notifications"] == {"resourceSubscriptions": ["c:d"]}
+    assert not gone.heard
+    link.push(UPDATED % b"c:d")
+    assert len(one.heard) == 2 and len(two.heard) == 2
+    bench.pool.gone(one.target)
+    bench.pool.gone(two.target)
+    assert [sent.message.paramText("uri") for sent in link.of("resources/unsubscribe")] == ["c:d"]
+    bench.stop()
+
+
+def test_aServerThatIsLostBeforeItTells() -> None:
+    bench = PoolBench()
+    wanted = {"notifications": {"resourceSubscriptions": [f"a:{n}" for n in range(40)]}}
+    stream = bench.ask(1, "subscriptions/listen", wanted)
+    assert len(bench.link.of("resources/subscribe")) == 16
+    bench.link.lose()
+    bench.turn()
+    for _ in range(5):
+        grant(bench)
+    assert stream.heard[0]["method"] == "notifications/subscriptions/acknowledged"
+    assert len(bench.link.of("resources/subscribe")) == 40
+    bench.stop()
+
+
+def test_aSessionThatIsLostBeforeItsServerTells() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, on_exit="lost"))
+    wanted = {"notifications": {"resourceSubscriptions": [f"a:{n}" for n in range(40)]}}
+    stream = bench.ask(1, "subscriptions/listen", wanted)
+    bench.link.lose()
+    for _ in range(5):
+        bench.turn()
+        grant(bench)
+    assert stream.heard[0]["method"] == "notifications/subscriptions/acknowledged"
+    assert len(bench.link.of("resources/subscribe")) == 40
+    bench.stop()
+
+
 def test_subscriptionsAreCounted() -> None:
     bench = PoolBench()
     one = listen(bench, 1, resourceSubscriptions=["a:b"])
@@ -959,7 +1102,6 @@ def test_whoListensKeepsOneSession() -> None:
 def test_aLostSessionComesBackForWhoListens() -> None:
     bench = PoolBench()
     stream = listen(bench, toolsListChanged=True, resourceSubscriptions=["a:b"])
-    bench.link.reply(bench.link.last("resources/subscribe"))
     bench.link.lose()
     bench.turn()
     again = bench.link
@@ -1103,4 +1245,169 @@ def test_anHTTPServersOwnStreams() -> None:
     assert two.of("notifications/cancelled")
     two.accept(two.last("notifications/cancelled"))
     bench.turn(1)
+    bench.stop()
+
+
+def test_stoppingWaitsForWhatIsClosing() -> None:
+    bench = PoolBench(
+        ScriptedServer(result=RESULT, on_exit="lost"), limits=Limits(pooled_idle=10.0)
+    )
+    bench.ask(1, who=ALICE)
+    idle, sent = only(bench)
+    idle.slowClose = True
+    idle.reply(sent, OK)
+    bench.turn(10)
+    assert idle.closed
+    bench.ask(2)
+    running = bench.link
+    running.slowClose = True
+    done: list[None] = []
+    bench.pool.stop().addCallback(done.append)
+    assert not done
+    idle.finishClose()
+    assert not done
+    running.finishClose()
+    assert done == [None]
+    bench.stop()
+
+
+def test_aListenForWhichThereIsNoRoom() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_total=1))
+    bench.ask(1, who=BOB)
+    assert listen(bench, toolsListChanged=True).reason == "overloaded"
+    assert "max_pooled_total" in bench.bounds()
+    bench.stop()
+
+
+def test_noRoomToReplaceTheSessionOfWhoListens() -> None:
+    server = ScriptedServer(result=RESULT, on_exit="lost")
+    bench = PoolBench(server, limits=Limits(max_pooled_total=1))
+    stream = listen(bench, toolsListChanged=True)
+    waits = bench.ask(1, who=BOB)
+    bench.link.lose()
+    bench.turn()
+    assert stream.result["resultType"] == "complete" and waits.waits
+    assert bench.link.of("tools/call")
+    bench.stop()
+
+
+def test_aServerThatIsLostWithinTheTurnOfAListen() -> None:
+    bench = PoolBench()
+    target, request = MemoryTarget(), modern(1, "subscriptions/listen", {"notifications": {}})
+    bench.pool.request(request, target, CallContext("scripted"))
+    bench.link.lose()
+    bench.turn()
+    assert target.reason == "server_exited" and not target.delivered
+    gone = MemoryTarget()
+    bench.pool.request(request, gone, CallContext("scripted"))
+    bench.pool.gone(gone)
+    bench.turn()
+    assert not gone.delivered and not gone.answers
+    bench.stop()
+
+
+def test_sessionsOfAServerThatCameBackNarrowedAreReplaced() -> None:
+    bench = PoolBench()
+    for id in range(3):
+        bench.ask(id, caps=FORM)
+    links = bench.links
+    for link in links:
+        link.reply(link.last("tools/call"), OK)
+        link.lose()
+    bench.server.result = NARROW
+    bench.turn(1)
+    call = bench.ask(4, caps=FORM)
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert call.result
+    bench.link.lose()
+    bench.server.result = NARROW.replace(b'{"tools":{}}', b"{}")
+    bench.turn(1)
+    stream = listen(bench, toolsListChanged=True)
+    assert stream.heard[0]["params"]["notifications"] == {}
+    bench.stop()
+
+
+def test_aHandshakeThatBreaks(expectedFailures: list[Any]) -> None:
+    bench = PoolBench()
+    bench.server.failures += [ValueError("oops"), ValueError("oops")]  # type: ignore[list-item]
+    assert bench.ask(1).reason == "bad_answer"
+    bench.turn(1)
+    assert listen(bench, toolsListChanged=True).reason == "bad_answer"
+    bench.stop()
+
+
+def test_questionsAndLogMessagesBesideRequestsOfOurOwn() -> None:
+    bench = PoolBench()
+    listen(bench, resourceSubscriptions=["a:b"])
+    call = bench.ask(1, caps=ALL, level="info")
+    link = bench.links[-1]
+    link.reply(link.last("logging/setLevel"))
+    assert link.of("resources/subscribe") and link.of("tools/call")
+    link.push(LOG % b"error")
+    link.push(ELICIT % 1)
+    link.push(ELICIT % 2)
+    link.push(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"e1"}}')
+    bench.turn()
+    assert [note["method"] for note in call.heard] == ["notifications/message"]
+    assert list(call.result["inputRequests"]) == ["q2"]
+    retry = bench.retry(call, {"q2": ACCEPT})
+    assert answers(link)[-1]["id"] == "e2" and retry.waits
+    bench.stop()
+
+
+def test_whatIsGivenBackWhileNoServerIsThere() -> None:
+    bench = PoolBench()
+    stream = listen(bench, resourceSubscriptions=["a:b"])
+    call = bench.ask(1, caps=FORM)
+    link = bench.links[-1]
+    grant(bench)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
+    link.lose()
+    bench.pool.gone(stream.target)
+    bench.ask(2, caps=FORM)
+    assert not bench.links[-1].of("resources/subscribe")
+    bench.stop()
+
+
+def test_aReaderThatTakesNothing() -> None:
+    bench = PoolBench()
+    call = bench.ask(1, token="t")
+    call.target.takes = False
+    link, sent = only(bench)
+    link.push(PROGRESS % sent.id)
+    assert bench.drops() == ["undeliverable"]
+    link.reply(sent, OK)
+    assert call.result
+    bench.stop()
+
+
+def test_theSessionIsOverWhileACallRuns() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, http=True, on_exit="lost"))
+    call = bench.ask(1)
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    link.settle(link.last("tools/call"), status=404)
+    assert call.reason == "server_exited"
+    assert bench.ask(2).waits and len(bench.links) == 1
+    bench.stop()
+
+
+def test_whatAnHTTPServerSaysOnACallsOwnStream() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, http=True))
+    call = bench.ask(1, caps=ALL)
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    sent = link.last("tools/call")
+    stream = bench.ask("L", "subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    for said in (
+        TOOLS,
+        b'{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"i"}}',
+        LOG % b"error",
+    ):
+        link.push(said, sent.call)
+    assert not call.heard and len(stream.heard) == 2
+    assert bench.drops() == ["not_modern", "no_log_asked"]
+    link.reply(sent, OK)
+    assert call.result
     bench.stop()

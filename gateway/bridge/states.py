@@ -33,8 +33,8 @@ from gateway.wire.envelope import Message, members
 
 __all__ = ["NOT_SALIENT", "Named", "States", "bindingOf", "newCall"]
 
-NOT_SALIENT = frozenset({"_meta", "inputResponses", "requestState"})
-"""The params that differ between a request and its retry."""
+NOT_SALIENT = frozenset({"_meta", "inputResponses", "requestState", "task"})
+"""The params that differ between a request and its retry, or that the server never gets."""
 
 _VERSION = 1
 _HEAD = struct.Struct(">B8sIQ")

@@ -100,7 +100,7 @@ class Limits:
     max_pooled_sessions: int = _bound(
         8,
         "sessions of one modern caller with one legacy server",
-        "the call waits for its turn",
+        "the call waits for its turn; where all wait for input, the longest waiting is cancelled",
     )
     max_pooled_total: int = _bound(
         256,

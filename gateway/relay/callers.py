@@ -9,7 +9,7 @@ sequence see one server's state. Where it may ask nothing, all calls of the call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import count
 
 from attrs import define, field
@@ -121,7 +121,7 @@ class Callers:
             self._bound("max_modern_waiting")
             self.leave(call)
             return False
-        full = len(caller.sessions) >= self.limits.max_pooled_sessions
+        full = len(caller.audience.sessions) >= self.limits.max_pooled_sessions
         self._bound("max_pooled_sessions" if full else "max_pooled_total")
         return True
 
@@ -139,7 +139,8 @@ class Callers:
             return
         pooled.calls.pop(call, None)
         caller = self._sessions.get(pooled)
-        if caller is None:
+        if caller is None or pooled.session.ended:
+            # Who waits is served when it is taken out.
             return
         if not pooled.calls:
             self._rest(pooled, caller)
@@ -199,11 +200,15 @@ class Callers:
                 return next(reversed(caller.idle))
         elif caller.sessions:
             return next(iter(caller.sessions))
-        if len(caller.sessions) >= self.limits.max_pooled_sessions:
+        most = self.limits.max_pooled_sessions
+        ours = caller.audience.sessions
+        if len(ours) >= most and not self._endLongestIdle(ours, "max_pooled_sessions"):
             return None
-        if len(self._sessions) >= self.limits.max_pooled_total and not self._endLongestIdle():
-            return None
-        return self._make(caller)
+        if len(self._sessions) < self.limits.max_pooled_total or self._endLongestIdle(
+            self._sessions, "max_pooled_total"
+        ):
+            return self._make(caller)
+        return None
 
     def forListening(self, caller: Caller) -> Pooled | None:
         """A session of a caller, which no call need have; None where there is no room."""
@@ -236,7 +241,15 @@ class Callers:
         relay = self.makeRelay(session, caller.context)
         relay.greetAs(caller.hello)
         pooled = Pooled(
-            session, relay, caller.audience, caller.exclusive, self.newID, self._dropped, now
+            session,
+            relay,
+            caller.audience,
+            caller.exclusive,
+            self.newID,
+            self._dropped,
+            self._bound,
+            self.onIdle,
+            now,
         )
         relay.onLost = lambda: self.onLost(pooled)
         self._sessions[pooled] = caller
@@ -269,7 +282,7 @@ class Callers:
         for held in (caller.sessions, caller.idle, caller.audience.sessions):
             held.pop(pooled, None)
         if pooled.relay.closing is not None and not pooled.relay.closing.called:
-            self._closes(_following(pooled.relay.closing))
+            self._closes(pooled.relay.closing)
         self.onEnded(pooled)
         self._tidy(caller)
         self.serve()
@@ -290,18 +303,19 @@ class Callers:
     def _isIdle(self, pooled: Pooled, caller: Caller) -> bool:
         return pooled in caller.idle and caller.audience.home is not pooled
 
-    def _endLongestIdle(self) -> bool:
-        idle = [pooled for pooled, caller in self._sessions.items() if self._isIdle(pooled, caller)]
+    def _endLongestIdle(self, among: Iterable[Pooled], bound: str) -> bool:
+        idle = [pooled for pooled in among if self._isIdle(pooled, self._sessions[pooled])]
         if not idle:
             return False
-        self._bound("max_pooled_total")
+        self._bound(bound)
         self.end(min(idle, key=lambda pooled: pooled.idleSince))
         return True
 
     def endIdle(self) -> float:
-        """End what was idle for too long. Returns when to look again; never without any."""
+        """End what was idle or kept for too long. Returns when to look again; never without any."""
         now, soonest = self.clock.seconds(), _NEVER
         for pooled, caller in list(self._sessions.items()):
+            soonest = min(soonest, pooled.expire(now))
             if not self._isIdle(pooled, caller):
                 continue
             until = pooled.idleSince + self.limits.pooled_idle
@@ -317,15 +331,3 @@ class Callers:
 
     def _dropped(self, why: str) -> None:
         self.observer.observed(MessageDropped(self.server.name, why))
-
-
-def _following(deferred: Deferred[None]) -> Deferred[None]:
-    """Fires when another does, without taking its result away."""
-    fires: Deferred[None] = Deferred()
-
-    def passes(result: None) -> None:
-        fires.callback(None)
-        return result
-
-    deferred.addBoth(passes)
-    return fires

@@ -146,11 +146,15 @@ class Listening:
         if self._replies.get(reply) is not audience:
             return
         self._over(reply, audience)
-        if isinstance(error, LinkFailed):
-            failed = callFailed(reply.id, error.reason, error.message, error.retryAfter)
-            self.pool.answer(reply, failed)
-        else:
-            self.pool.fail(reply, Reason.SERVER_EXITED, "the session is lost")
+        if isinstance(error, SessionOver):
+            # Each time one session less is there to be lost, and a new one has nothing to lose.
+            self.listen(reply)
+            return
+        if not isinstance(error, LinkFailed):
+            _log.failure("a handshake broke", failure)
+            error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
+        failed = callFailed(reply.id, error.reason, error.message, error.retryAfter)
+        self.pool.answer(reply, failed)
 
     def gone(self, reply: Reply) -> None:
         """The client closed the stream."""
@@ -193,7 +197,7 @@ class Listening:
     def linkLost(self, pooled: Pooled) -> None:
         """A session's link is gone: who listens to it needs another."""
         for audience in self._audiences.values():
-            if audience.home is pooled and len(audience):
+            if audience.home is pooled and audience.wanted:
                 self._revive(audience)
 
     def sessionEnded(self, pooled: Pooled) -> None:
@@ -201,7 +205,7 @@ class Listening:
         for audience in self._audiences.values():
             if audience.home is pooled:
                 audience.home = None
-                if len(audience):
+                if audience.wanted:
                     self._revive(audience)
 
     def _revive(self, audience: Listens) -> None:
@@ -212,7 +216,7 @@ class Listening:
     def _acquire(self, audience: Listens) -> None:
         """Bring an audience's home back, or make another."""
         self._reviving[audience] = None
-        if not len(audience):
+        if not audience.wanted:
             del self._reviving[audience]
             return
         reply = audience.newest
@@ -248,7 +252,10 @@ class Listening:
         if isinstance(error, SessionOver):
             # Another server: the end of this session makes another.
             pooled.relay.over()
-        elif audience.home is pooled and len(audience) and not self._stopped:
+            return
+        if not isinstance(error, LinkFailed):
+            _log.failure("a handshake broke", failure)
+        if audience.home is pooled and audience.wanted and not self._stopped:
             audience.attempts += 1
             delay = jittered(backOff(self.limits, audience.attempts))
             if isinstance(error, LinkFailed):

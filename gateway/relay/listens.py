@@ -109,30 +109,50 @@ class Listens:
     home: Pooled | None = field(default=None, init=False)
     attempts: int = field(default=0, init=False)
     streams: dict[Reply, Filter] = field(factory=dict, init=False)
+    _starting: dict[Reply, Filter] = field(factory=dict, init=False)
     _counts: dict[str, int] = field(factory=dict, init=False)
 
-    def __len__(self) -> int:
-        return len(self.streams)
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens, acknowledged or about to be."""
+        return bool(self.streams or self._starting)
 
     @property
     def newest(self) -> Reply:
         """The stream that was opened last."""
-        return next(reversed(self.streams))
+        return next(reversed(self._starting or self.streams))
 
     def start(self, reply: Reply, wanted: Filter, pooled: Pooled) -> None:
-        """Acknowledge a listen, then let it hear; pooled: a session that is open."""
+        """
+        Subscribe to what a listen wants to hear of, acknowledge it, then let it hear.
+
+        pooled: a session that is open.
+        """
         honoured = wanted.honoured(pooled)
         if honoured.uris is not None:
             honoured.uris = self._room(honoured.uris)
-        self.streams[reply] = honoured
+        self._starting[reply] = honoured
         for uri in honoured.uris or ():
             self._counts[uri] = self._counts.get(uri, 0) + 1
+        for session in list(self.sessions):
+            self.linked(session)
+        # Whoever was told that it listens misses nothing that it brings about itself.
+        pooled.whenSubscribed(lambda: self._acknowledge(reply, pooled))
+
+    def _acknowledge(self, reply: Reply, pooled: Pooled) -> None:
+        honoured = self._starting.pop(reply, None)
+        if honoured is None:
+            return
+        refused = list(filter(pooled.refused, honoured.uris or ()))
+        if refused:
+            honoured.uris = tuple(uri for uri in honoured.uris or () if uri not in refused)
+            for uri in refused:
+                self._uncount(uri, reply)
+        self.streams[reply] = honoured
         said = notification(
             "notifications/subscriptions/acknowledged", notifications=honoured.spelled()
         )
         self.replies.deliver(reply, tagged(said, reply.id))
-        for session in list(self.sessions):
-            self.linked(session)
 
     def _room(self, uris: Iterable[str]) -> tuple[str, ...]:
         """Those for which there is room among the caller's subscriptions."""
@@ -156,15 +176,16 @@ class Listens:
 
     def end(self, reply: Reply) -> None:
         """A stream is over, whoever ended it; what only it subscribed to is given back."""
-        honoured = self.streams.pop(reply, None)
-        if honoured is None:
-            return
-        for uri in honoured.uris or ():
-            self._counts[uri] -= 1
-            if not self._counts[uri]:
-                del self._counts[uri]
-                for pooled in list(self.sessions):
-                    pooled.unsubscribe(uri, reply.context)
+        honoured = self.streams.pop(reply, None) or self._starting.pop(reply, None)
+        for uri in (honoured and honoured.uris) or ():
+            self._uncount(uri, reply)
+
+    def _uncount(self, uri: str, reply: Reply) -> None:
+        self._counts[uri] -= 1
+        if not self._counts[uri]:
+            del self._counts[uri]
+            for pooled in list(self.sessions):
+                pooled.unsubscribe(uri, reply.context)
 
     def finish(self, reply: Reply) -> bool:
         """End a stream in order. Returns whether it was acknowledged, and so could be."""

@@ -19,7 +19,7 @@ from gateway.bridge.asmodern import LEVELS
 from gateway.bridge.inputs import Declared, Refused, answerTo, inputRequest
 from gateway.bridge.states import newCall
 from gateway.links.interfaces import EventMark
-from gateway.relay.pooled import LIST_CHANGES, UPDATED, Pooled
+from gateway.relay.pooled import LIST_CHANGES, ROOTS, UPDATED, Pooled
 from gateway.relay.replies import Replies, Reply
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import REQUEST, Message, emptyResult, notification, quote
@@ -71,6 +71,7 @@ class ModernCall:
     that waits for it; None while it is parked, or after its client left. context, declared:
     the facts of the newest request, and what its client lets the server ask. due: when waiting for
     a session ends.
+    pooled: the session it has. asker: the one it ran in, which may wait for answers after it.
     name: what a state calls it. round: counts what was asked and answered; a state is good for one
     round. until: when the client's time to answer is over. outcome: its answer, where it came
     while the call was parked.
@@ -79,14 +80,13 @@ class ModernCall:
     pool: Asking
     id: bytes
     request: Message
-    binding: bytes
     reply: Reply | None
     context: CallContext
     declared: Declared
     due: float
     stage: Stage = Stage.WAITING
     pooled: Pooled | None = None
-    again: bool = False
+    asker: Pooled | None = None
     name: bytes = field(factory=newCall)
     round: int = 1
     until: float = 0.0
@@ -160,6 +160,11 @@ class ModernCall:
             self._tell(emptyResult(message.id))
             return
         refused = self.declared.refusal(message)
+        mayAsk = self.method in MAY_ASK and self.stage is Stage.SENT
+        if message.method == ROOTS and not mayAsk and self.pooled is not None:
+            # None of this call's, but of its session's.
+            self.pooled.hold(message)
+            return
         if refused is None and self.method not in MAY_ASK:
             # basic/patterns/mrtr, Supported Requests.
             refused = Refused(-32601, "This call cannot ask the client")
@@ -209,12 +214,13 @@ class ModernCall:
             self.round += 1
             self._asked = frozenset(self.questions)
 
-    def refuse(self, why: str) -> None:
-        """Nobody will answer what the server asked."""
-        questions, self.questions = self.questions, {}
-        for question in questions.values():
-            assert question.id is not None
-            self._tell(errorMessage(question.id, -32603, why))
+    def refuse(self, why: str, but: str = "") -> None:
+        """Nobody will answer what the server asked; but: a method that may be answered still."""
+        for key, question in list(self.questions.items()):
+            if question.method != but:
+                assert question.id is not None
+                del self.questions[key]
+                self._tell(errorMessage(question.id, -32603, why))
 
     def cancel(self, why: str) -> None:
         """Tell the server that nobody waits; the relay ends the call soon, whatever it says."""
@@ -225,5 +231,5 @@ class ModernCall:
             self._tell(said)
 
     def _tell(self, message: Message) -> None:
-        if self.pooled is not None:
-            self.pooled.tell(message, self.context)
+        if self.asker is not None:
+            self.asker.tell(message, self.context)

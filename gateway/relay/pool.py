@@ -38,7 +38,7 @@ from gateway.observe.observer import BoundReached, CallFailed, IObserver, Messag
 from gateway.relay.callers import Caller, Callers
 from gateway.relay.listening import Listening
 from gateway.relay.parked import ModernCall, Stage
-from gateway.relay.pooled import Pooled
+from gateway.relay.pooled import ROOTS, Pooled
 from gateway.relay.relay import Relay
 from gateway.relay.replies import Replies, Reply
 from gateway.relay.sender import SessionOver
@@ -46,7 +46,7 @@ from gateway.relay.target import Target
 from gateway.sessions.registry import Session
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, text
-from gateway.wire.modern import LISTEN, LOG_LEVEL
+from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
 from gateway.wire.refusals import FailedCall, Reason, callFailed, errorMessage
 
 __all__ = ["LegacyPool"]
@@ -152,9 +152,7 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.SHUTTING_DOWN, why))
         self._callers.endAll("shutdown")
         self._parked.clear()
-        ended: Deferred[list[None]] = gatherResults(
-            [_outcome(closing) for closing in self._callers.closing]
-        )
+        ended: Deferred[list[None]] = gatherResults(list(self._callers.closing))
         return ended.addCallback(lambda _: None)
 
     # A call.
@@ -180,7 +178,6 @@ class LegacyPool:
             self,
             self._callers.newID(),
             towardsServer(reply.message),
-            self._bindingOf(reply),
             reply,
             reply.context,
             reply.declared,
@@ -214,10 +211,10 @@ class LegacyPool:
     def _callerName(self, context: CallContext) -> str:
         return context.caller if self.server.settings.callers.startswith("header:") else ""
 
-    def _bindingOf(self, reply: Reply) -> bytes:
-        context = reply.context
+    def _bindingOf(self, request: Message, context: CallContext) -> bytes:
+        """What a state is bound to: the same for a request as the server gets it and its retry."""
         name = self._callerName(context)
-        return bindingOf(context.principal, name, self.server.name, reply.message)
+        return bindingOf(context.principal, name, self.server.name, request)
 
     def _take(self, call: ModernCall, caller: Caller) -> None:
         call.stage = Stage.WAITING
@@ -226,6 +223,23 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.OVERLOADED, why))
         elif call.stage is Stage.WAITING:
             self.arm(call.due)
+            self._makeRoom(caller)
+
+    def _makeRoom(self, caller: Caller) -> None:
+        """Where nobody answers what a caller's calls ask, the oldest must not hold up the rest."""
+        held = [call for pooled in caller.audience.sessions for call in pooled.calls]
+        parked = [call for call in self._parked.values() if call in held]
+        if parked and len(parked) == len(held):
+            self._giveUp(parked[0], "The client asks for something else")
+
+    def _giveUp(self, call: ModernCall, why: str) -> None:
+        """A parked call waits for its client no longer."""
+        del self._parked[call.name]
+        if call.outcome is not None:
+            call.refuse(why)
+            self.dropped("client_gone")
+        else:
+            call.cancel(why)
 
     def _begin(self, call: ModernCall) -> None:
         """A call has a session: make it ready."""
@@ -263,10 +277,8 @@ class LegacyPool:
         if isinstance(error, LinkFailed):
             failed = callFailed(call.id, error.reason, error.message, error.retryAfter)
             self.ended(call, failed)
-        elif call.again or call.reply is None:
-            self.ended(call, callFailed(call.id, Reason.SERVER_EXITED, "the session is lost"))
-        else:
-            call.again = True
+        elif call.reply is not None:
+            # Each time one session less is there to be lost, and a new one has nothing to lose.
             self._opening.pop(call, None)
             call.pooled = None
             self._take(call, self.callerOf(call.reply))
@@ -288,7 +300,11 @@ class LegacyPool:
             self.ended(call, callFailed(call.id, Reason.SERVER_EXITED, "the session is lost"))
         else:
             call.stage = Stage.SENT
+            call.asker = pooled
             pooled.relay.request(call.request.withID(call.id), call, True, call.context)
+            if call.method in MAY_ASK and call.stage is Stage.SENT:
+                for question in pooled.takeHeld():
+                    call.deliver(question)
 
     def _abandon(self, call: ModernCall, why: str) -> None:
         """Nobody waits for a call any more."""
@@ -301,7 +317,8 @@ class LegacyPool:
         """A call is over upstream, or never began."""
         if call.stage is Stage.OVER:
             return
-        call.refuse("The call is over")
+        # The roots are not asked for the call's sake.
+        call.refuse("The call is over", but=ROOTS if call.name in self._parked else "")
         began = call.stage in (Stage.SENT, Stage.CANCELLED)
         call.stage = Stage.OVER
         self._callers.leave(call)
@@ -344,7 +361,8 @@ class LegacyPool:
             return
         requests = call.ask()
         call.until = self.clock.seconds() + self.limits.parked_for
-        state = self._states.seal(Named(call.name, call.round), call.binding, call.until)
+        binding = self._bindingOf(call.request, call.context)
+        state = self._states.seal(Named(call.name, call.round), binding, call.until)
         self._parked[call.name] = call
         self.arm(call.until)
         call.reply = None
@@ -356,7 +374,7 @@ class LegacyPool:
     def _retry(self, reply: Reply) -> None:
         """A request that continues a parked call."""
         message = reply.message
-        binding = self._bindingOf(reply)
+        binding = self._bindingOf(message, reply.context)
         named = self._states.open(message.paramText("requestState"), binding, self.clock.seconds())
         call = None if named is None else self._parked.get(named.call)
         if call is None or named is None or call.round != named.round:
@@ -369,12 +387,13 @@ class LegacyPool:
             return
         del self._parked[call.name]
         call.declared, call.context = reply.declared, reply.context
+        call.respond(responses)
         if call.outcome is not None:
+            call.refuse("The call is over")
             self.answer(reply, call.outcome)
             return
         call.reply = reply
         self._calls[reply] = call
-        call.respond(responses)
         if call.questions:
             self.questioned(call)
 
@@ -422,23 +441,7 @@ class LegacyPool:
                 self.ended(call, callFailed(call.id, Reason.TIMEOUT, why))
         for call in [call for call in self._parked.values() if call.until <= now]:
             self.bound("parked_for")
-            del self._parked[call.name]
-            if call.outcome is not None:
-                self.dropped("client_gone")
-            else:
-                call.cancel("The client did not answer in time")
+            self._giveUp(call, "The client did not answer in time")
         waits = [call.due for call in (*self._callers.waiting, *self._opening)]
         waits += [call.until for call in self._parked.values()]
         self.arm(min(self._callers.endIdle(), *waits, _NEVER))
-
-
-def _outcome(deferred: Deferred[None]) -> Deferred[None]:
-    """Fires when another does, without taking its result away."""
-    fires: Deferred[None] = Deferred()
-
-    def passes(result: None) -> None:
-        fires.callback(None)
-        return result
-
-    deferred.addBoth(passes)
-    return fires

@@ -27,10 +27,11 @@ from gateway.wire.envelope import (
 )
 from gateway.wire.refusals import FailedCall, errorMessage, lostWithSession
 
-__all__ = ["LIST_CHANGES", "UPDATED", "IAudience", "Pooled", "PooledCall"]
+__all__ = ["LIST_CHANGES", "ROOTS", "UPDATED", "IAudience", "Pooled", "PooledCall"]
 
 _log = Logger()
 
+ROOTS = "roots/list"
 UPDATED = "notifications/resources/updated"
 
 LIST_CHANGES = {
@@ -77,6 +78,7 @@ class Pooled:
 
     audience: who hears what belongs to no call. exclusive: whether one call at a time has it.
     newID: gives ids that nothing else in the pool has. dropped: told why something reached nobody.
+    bound: told of a bound that was reached. onHeld: told when to call `expire` at the latest.
     result: the members of the server's answer to `initialize`; {} until there was one.
     calls: those that have it. idleSince: when the last one gave it back.
     """
@@ -87,11 +89,17 @@ class Pooled:
     exclusive: bool
     newID: Callable[[], bytes]
     dropped: Callable[[str], None]
+    bound: Callable[[str], None]
+    onHeld: Callable[[float], None]
     idleSince: float
     result: dict[str, Raw] = field(factory=dict, init=False)
     calls: dict[PooledCall, None] = field(factory=dict, init=False)
     _level: int | None = field(default=None, init=False)
-    _subscribed: dict[str, None] = field(factory=dict, init=False)
+    _held: dict[bytes, tuple[Message, float]] = field(factory=dict, init=False)
+    _subscribed: dict[str, bool] = field(factory=dict, init=False)
+    """What the server was asked to tell of, and whether it refused."""
+    _subscribing: int = field(default=0, init=False)
+    _whenSubscribed: list[Callable[[], None]] = field(factory=list, init=False)
     _errands: deque[tuple[Message, CallContext, Callable[[Message], None]]] = field(
         factory=deque, init=False
     )
@@ -140,6 +148,8 @@ class Pooled:
         if method == "notifications/message":
             self._logged(message)
         elif method == "notifications/cancelled":
+            if self._held.pop(message.param("requestId") or b"", None) is not None:
+                return True
             if len(self.calls) == 1 and self.exclusive:
                 return next(iter(self.calls)).deliver(message)
             self.dropped("stray_cancel")
@@ -154,11 +164,36 @@ class Pooled:
         elif self.exclusive and len(self.calls) == 1:
             # A request of our own runs beside the call.
             return next(iter(self.calls)).deliver(message)
+        elif message.method == ROOTS:
+            self.hold(message)
         else:
             why = "No call of the client runs that could carry this"
             self.dropped("no_call")
             self.tell(errorMessage(message.id, -32601, why))
         return True
+
+    # Roots: legacy servers ask for them as soon as they are initialized, whatever is called.
+
+    def hold(self, question: Message) -> None:
+        """Keep a question after the client's roots for the next call that may ask."""
+        assert question.id is not None
+        until = self.relay.clock.seconds() + self.relay.limits.parked_for
+        self._held[question.id] = question, until
+        self.onHeld(until)
+
+    def takeHeld(self) -> list[Message]:
+        """What was kept, for a call that may ask."""
+        held, self._held = self._held, {}
+        return [question for question, _ in held.values()]
+
+    def expire(self, now: float) -> float:
+        """Refuse what was kept for too long. Returns when to look again; never without any."""
+        for id, (_, until) in list(self._held.items()):
+            if until <= now:
+                del self._held[id]
+                self.bound("parked_for")
+                self.tell(errorMessage(id, -32603, "No call of the client came to carry this"))
+        return min((until for _, until in self._held.values()), default=float("inf"))
 
     def _logged(self, message: Message) -> None:
         """To the only call that asked for log messages; of several, nobody knows whose it is."""
@@ -226,7 +261,8 @@ class Pooled:
             return
         for uri in uris:
             if uri not in self._subscribed:
-                self._subscribed[uri] = None
+                self._subscribed[uri] = False
+                self._subscribing += 1
                 message = request("resources/subscribe", uri=quote(uri))
                 self._errand(message, context, partial(self._heldBy, uri))
 
@@ -234,14 +270,29 @@ class Pooled:
         if isinstance(answer, FailedCall):
             # It is asked for again when there is a link.
             self._subscribed.pop(uri, None)
-        elif answer.isError:
+        elif answer.isError and uri in self._subscribed:
+            self._subscribed[uri] = True
             self.dropped("subscription_refused")
+        self._subscribing -= 1
+        self.whenSubscribed(None)
+
+    def whenSubscribed(self, then: Callable[[], None] | None) -> None:
+        """Call `then` once the server answered all that it was asked to tell of."""
+        if then is not None:
+            self._whenSubscribed.append(then)
+        if not self._subscribing:
+            waiting, self._whenSubscribed = self._whenSubscribed, []
+            for one in waiting:
+                one()
+
+    def refused(self, uri: str) -> bool:
+        """Whether the server refused to tell of a resource."""
+        return self._subscribed.get(uri, False)
 
     def unsubscribe(self, uri: str, context: CallContext) -> None:
         """Give a subscription back; with no link, there is nobody to tell."""
-        if uri not in self._subscribed:
+        if self._subscribed.pop(uri, True):
             return
-        del self._subscribed[uri]
         if self.isOpen:
             message = request("resources/unsubscribe", uri=quote(uri))
             self._errand(message, context, lambda _: None)
@@ -256,8 +307,11 @@ class Pooled:
         self._more()
 
     def _more(self) -> None:
-        while self._errands and self._running < _WINDOW and not self.session.ended:
+        while self._errands and self._running < _WINDOW:
             message, context, done = self._errands.popleft()
+            if self.session.ended:
+                done(lostWithSession(b"0"))
+                continue
             self._running += 1
             errand = _Errand(self._errandDone, done)
             self.relay.request(message.withID(self.newID()), errand, False, context)
