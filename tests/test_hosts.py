@@ -390,6 +390,12 @@ async def test_anAllowedOriginMayReadTheAnswer(start: Start) -> None:
         exposed = answer.header(b"access-control-expose-headers")
         assert exposed == b"Mcp-Session-Id, WWW-Authenticate"
         assert answer.header(b"vary") == b"Origin"
+    asked = b"content-type, mcp-param-region ,mcp-param-N,x-other,mcp-param-,mcp-param-a b"
+    answer = await stack.ask(
+        b"OPTIONS", b"/mcp", None, [origin, (b"Access-Control-Request-Headers", asked)]
+    )
+    allowed = answer.header(b"access-control-allow-headers") or b""
+    assert allowed.endswith(b", Mcp-Name, mcp-param-region, mcp-param-N"), "and no other"
     opened = await stack.ask(b"POST", b"/mcp", hello(), [origin])
     assert opened.header(b"access-control-allow-origin") == b"https://app.example"
     refused = await stack.ask(b"POST", b"/mcp", rpc("ping", 1), [origin])

@@ -12,7 +12,7 @@ import pytest
 from gateway.wire import refusals
 from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import Reason, Refusal
-from gateway.wire.revisions import LEGACY
+from gateway.wire.revisions import LEGACY, MODERN
 
 # A stand-in for each kind of argument that refusals take; `status` has a name of its own.
 _ARGUMENTS: dict[str, object] = {
@@ -22,6 +22,7 @@ _ARGUMENTS: dict[str, object] = {
     "status": 431,
     "bytes | None": b"7",
     "Reason": Reason.TIMEOUT,
+    "FailedCall": refusals.callFailed(b"7", Reason.TIMEOUT, "It failed"),
 }
 
 
@@ -51,8 +52,11 @@ CONTRACT = {
     "atCapacity": (503, -32000),
     "badRequest": (431, -32000),
     "discoverNotServed": (400, -32000),
+    "headersDisagree": (400, -32020),
+    "invalidParams": (400, -32602),
     "malformedHead": (400, -32000),
     "methodNotAllowed": (405, -32000),
+    "modernCallFailed": (504, -32603),
     "noStream": (405, -32000),
     "notAMessage": (400, -32600),
     "notAcceptable": (406, -32000),
@@ -61,6 +65,7 @@ CONTRACT = {
     "notFound": (404, -32000),
     "notJSON": (400, -32700),
     "notPermitted": (403, -32000),
+    "notServedOverSSE": (400, -32022),
     "queueFull": (503, -32000),
     "sessionNotFound": (404, -32001),
     "sessionRequired": (400, -32000),
@@ -129,6 +134,36 @@ def test_theSupportedVersionsAreNamed() -> None:
     assert modern["data"] == {"supported": list(LEGACY), "requested": "2099-01-01"}
     long = json.loads(refusals.unsupportedModernVersion("x" * 10_000).body())["error"]
     assert len(long["data"]["requested"]) < 100
+    served = json.loads(refusals.unsupportedModernVersion("2099-01-01", MODERN).body())["error"]
+    assert served["data"] == {"supported": list(MODERN), "requested": "2099-01-01"}
+
+
+MODERN_STATUS = {
+    "timeout": 504,
+    "cancelled": 503,
+    "server_exited": 502,
+    "upstream_unreachable": 502,
+    "outcome_unknown": 502,
+    "bad_answer": 502,
+    "overloaded": 503,
+    "rate_limited": 503,
+    "forbidden": 403,
+    "shutting_down": 503,
+}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_aModernCallThatFailedHasTheSameReasonAndAStatusOfItsOwn(reason: Reason) -> None:
+    failed = refusals.callFailed(b"1e0", reason, "It failed", 1.5)
+    status, answer = refusals.failedModern(failed)
+    assert status == MODERN_STATUS[reason.value]
+    assert answer.encode() == (
+        b'{"jsonrpc":"2.0","id":1e0,"error":{"code":-32603,"message":"It failed",'
+        b'"data":{"reason":"%b","retryAfterMs":1500}}}' % reason.value.encode()
+    )
+    refusal = refusals.modernCallFailed(reason, "It failed", 5)
+    assert (refusal.status, refusal.code) == (status, -32603)
+    assert dict(refusal.fields())[b"retry-after"] == b"5"
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -79,6 +79,11 @@ class Limits:
         "calls per session",
         "`overloaded` for the call; not for servers without sessions",
     )
+    max_modern_calls: int = _bound(
+        1024,
+        "running calls of modern clients per stdio server",
+        "`overloaded` for the call",
+    )
     max_input_rounds: int = _bound(
         16,
         "times that a server of revision 2026-07-28 asks for input in one call of a legacy client",
@@ -91,6 +96,33 @@ class Limits:
         1024,
         "per session",
         "the oldest is not repeated to a server that came back; `overloaded` on a shared server",
+    )
+    max_pooled_sessions: int = _bound(
+        8,
+        "sessions of one modern caller with one legacy server",
+        "the call waits for its turn; where all wait for input, the longest waiting is cancelled",
+    )
+    max_pooled_total: int = _bound(
+        256,
+        "such sessions per server",
+        "the longest idle one ends; where none is idle, the call waits for its turn",
+    )
+    pooled_idle: float = _bound(300.0, "seconds without a call", "such a session ends")
+    max_modern_waiting: int = _bound(
+        256, "modern calls per server that wait for such a session", "`overloaded` for the call"
+    )
+    max_parked: int = _bound(
+        256,
+        "modern calls per server that wait for input of their clients",
+        "-32603 to the server's question",
+    )
+    parked_for: float = _bound(
+        600.0,
+        "seconds that a modern call waits for input of its client",
+        "-32603 to the server's question, the call is cancelled",
+    )
+    max_listens: int = _bound(
+        1024, "streams of `subscriptions/listen` per server", "`overloaded` for the call"
     )
     max_get_streams: int = _bound(4, "streams per session", "the oldest stream ends")
     max_queued_messages: int = _bound(

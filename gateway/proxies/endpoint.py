@@ -5,6 +5,8 @@ What the streamable and the transparent proxy have in common: a Streamable HTTP 
  POST    a request is answered by JSON or an event stream; notifications and responses by 202.
  GET     an event stream for what belongs to no request.
  DELETE  ends the session.
+
+Modern requests have a ModernEndpoint beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from gateway.observe.observer import BoundReached
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted, Entrance, Ladder
+from gateway.proxies.modern import ModernEndpoint
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.reply import Reply
 from gateway.proxies.shared import Shared
@@ -46,12 +49,16 @@ class StreamableEndpoint:
     server: IServer
     shared: Shared
     ladder: Ladder
+    modern: ModernEndpoint = field(init=False)
     log: Logger = field(factory=Logger, init=False)
     _entrances: dict[bytes, Entrance] = field(factory=dict, init=False)
     """By path: the server's own, and the default's."""
 
     transparent = False
     """Whether its relays pass the server's own streams on, where it has any."""
+
+    def __attrs_post_init__(self) -> None:
+        self.modern = ModernEndpoint(self.server, self.shared, self.ladder)
 
     def serve(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the endpoint at `path`."""
@@ -80,10 +87,11 @@ class StreamableEndpoint:
 
     def running(self) -> bool:
         """Whether calls run that belong to no session of the registry."""
-        return False
+        return self.modern.running()
 
     async def stop(self) -> None:
         """Let go of what belongs to no session. The sessions are the registry's to end."""
+        await self.modern.stop()
 
     def _admitted(self, admitted: Admitted) -> None:
         session, message = admitted.session, admitted.message
@@ -99,8 +107,7 @@ class StreamableEndpoint:
             else:
                 self._delete(admitted, session)
         elif admitted.claim is not None:
-            # A modern notification: there is nothing of the modern era it could reach.
-            admitted.exchange.answer(202, ())
+            self.modern.serve(admitted)
         elif message is not None and message.method == "initialize" and message.id is not None:
             self._initialize(admitted, message)
         else:

@@ -14,14 +14,20 @@ Every check of a request, in one numbered order, for all three proxies.
   9. session        the session is there, this server's, theirs       404 -32001, 400 -32000
  10. JSON           UTF-8, JSON, depth, no member twice               400 -32700
  11. message        JSON-RPC 2.0; a batch only where it may be        400 -32600
- 12. era            a modern request is refused so that dual-era
-                    clients fall back                                 400 -32022, -32000, -32602
+ 12. era            what is of no one era, or at a door of another    400 -32602, -32600, -32022
  13. version        MCP-Protocol-Version is one we know               400 -32000
  14. link           the proxy's own: the server is reached            200 -32000
 
 The first rung that fails answers. `initialize` and modern messages need no session: their bodies
 are read to know them before rung 9 judges. Rungs 1 and 2 are climbed by the door for every path,
 so that a path tells a foreign Host nothing.
+
+What claims a version in its body is modern, and so is a notification with a modern
+MCP-Protocol-Version (wire contract, "Modern era"). At a Streamable HTTP route it leaves the ladder
+behind rung 11 and a look at its claim: session ids and Last-Event-ID say nothing to it, and whether
+its version is served is the server's to say (`gateway.proxies.modern`). Over HTTP+SSE it is refused
+on the stream. A modern MCP-Protocol-Version alone makes nothing else modern: a request without the
+claim is -32602, a response or a batch -32600, GET and DELETE 405.
 """
 
 from __future__ import annotations
@@ -54,11 +60,19 @@ from gateway.wire.envelope import (
     NotAMessage,
     NotJSON,
     decode,
+    text,
 )
 from gateway.wire.exchange import Exchange, RequestHead
 from gateway.wire.headers import forwardableHeaders
 from gateway.wire.refusals import Refusal
-from gateway.wire.revisions import LEGACY, MODERN, allowsBatches, claimedVersion, versionIsTolerable
+from gateway.wire.revisions import (
+    LEGACY,
+    MODERN,
+    VERSION_CLAIM,
+    allowsBatches,
+    claimedVersion,
+    versionIsTolerable,
+)
 
 __all__ = ["Admitted", "Entrance", "Ladder", "Naming"]
 
@@ -129,6 +143,8 @@ class Admitted:
     message: what its body holds; None for GET, DELETE and a batch. batch: its members, the bad
     ones as exceptions. session: the one it names; None where it needs none. json, events: what
     its client accepts. refusal: over HTTP+SSE, what its session's stream must be told instead.
+    claim: the revision a modern message claims; None for a legacy one. body: its bytes as they
+    came; of modern messages only.
     """
 
     exchange: Exchange
@@ -142,6 +158,7 @@ class Admitted:
     refusal: Refusal | None = None
     id: bytes | None = None
     claim: str | None = None
+    body: bytes = field(init=False, repr=False)
 
 
 Then = Callable[[Admitted], None]
@@ -264,6 +281,7 @@ class Ladder:
             peer=head.peer,
             tls=head.tls,
             host=head.header(b"host") or b"",
+            caller=_callerOf(settings.callers, head),
         )
         json, events = accepts(b",".join(head.headerValues(b"accept")))
         said = head.header(b"mcp-protocol-version")
@@ -313,7 +331,9 @@ class Ladder:
             if isinstance(decoded, Message):
                 admitted.message = decoded
                 admitted.id = decoded.id if decoded.kind is not RESPONSE else None
-                admitted.claim = claimedVersion(decoded, admitted.version)
+                claim = claimedVersion(decoded, admitted.version)
+                if claim is not None:
+                    admitted.claim, admitted.body = claim, body
             else:
                 admitted.batch = decoded
         return self._named(admitted, found, admitted.message, then)
@@ -328,9 +348,9 @@ class Ladder:
         elif message is None:
             if method != b"POST" and admitted.version in MODERN:
                 return self._postOnly(admitted)
-        elif admitted.claim is not None or (
-            message.method == "initialize" and message.kind is REQUEST
-        ):
+        elif admitted.claim is not None:
+            return self._modern(admitted, message, then)
+        elif message.method == "initialize" and message.kind is REQUEST:
             return self._judged(admitted, entrance, then)
         names = found.sessions
         if not names:
@@ -353,6 +373,14 @@ class Ladder:
         located.addErrback(self.broke, admitted.exchange)
         return None
 
+    def _modern(self, admitted: Admitted, message: Message, then: Then) -> None:
+        """What is left to judge of a modern message at a Streamable HTTP route."""
+        claim = message.meta(VERSION_CLAIM)
+        if claim is not None and text(claim) is None and message.kind is REQUEST:
+            refusal = refusals.invalidParams(f"{VERSION_CLAIM} is a string")
+            return self.refuse(admitted.exchange, refusal, "era", admitted.id)
+        return then(admitted)
+
     def _located(self, where: Local | Remote | Gone, admitted: Admitted) -> None:
         """A session of another process is served there; here it is as good as gone."""
         self.refuse(admitted.exchange, refusals.sessionNotFound(), "session", admitted.id)
@@ -370,10 +398,9 @@ class Ladder:
         if admitted.batch is not None:
             refusal = refusals.notAMessage("a batch is not allowed here")
             return self.refuse(admitted.exchange, refusal, "message")
-        message = admitted.message
-        if message is not None and admitted.version in MODERN:
-            refusal = refusals.headersDisagree("params._meta has no protocolVersion")
-            return self.refuse(admitted.exchange, refusal, "era", admitted.id)
+        unfit = self._era(admitted)
+        if unfit is not None:
+            return self.refuse(admitted.exchange, unfit, "era", admitted.id)
         refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
         return self.refuse(admitted.exchange, refusal, "session", admitted.id)
 
@@ -405,7 +432,11 @@ class Ladder:
         if batch is None:
             return None
         session = admitted.session
-        if session is None or not allowsBatches(session.record.revision):
+        if (
+            session is None
+            or not allowsBatches(session.record.revision)
+            or admitted.version in MODERN
+        ):
             return refusals.notAMessage("a batch is not allowed here")
         limit = self.shared.limits.max_batch
         if len(batch) > limit:
@@ -418,19 +449,22 @@ class Ladder:
         return None
 
     def _era(self, admitted: Admitted) -> Refusal | None:
-        """Rung 12: the servers here are served in the legacy era alone."""
-        message = admitted.message
+        """Rung 12."""
+        message, claim = admitted.message, admitted.claim
         if message is None:
             return None
-        header, claim = admitted.version, admitted.claim
         if claim is not None:
+            # Only over HTTP+SSE do modern messages come here.
             if message.kind is NOTIFICATION:
                 return None
             if message.method == "server/discover":
                 return refusals.discoverNotServed()
-            return refusals.unsupportedModernVersion(claim)
-        if header in MODERN and message.kind is REQUEST and message.method != "initialize":
-            return refusals.headersDisagree("params._meta has no protocolVersion")
+            return refusals.notServedOverSSE(claim)
+        if admitted.version in MODERN:
+            if message.kind is RESPONSE:
+                return refusals.notAMessage("a response is nothing to send in this revision")
+            if message.kind is REQUEST and message.method != "initialize":
+                return refusals.invalidParams("params._meta has no protocolVersion")
         return None
 
     def _tolerable(self, admitted: Admitted) -> Refusal | None:
@@ -453,6 +487,14 @@ class Ladder:
         self.shared.observer.observed(RequestRefused(rung, refusal.status, refusal.code))
         exchange.onGone = None
         exchange.answer(refusal.status, refusal.fields(), refusal.body(id))
+
+
+def _callerOf(callers: str, head: RequestHead) -> str:
+    """Which of its principal's callers asks, where `callers` names a header."""
+    kind, _, name = callers.partition(":")
+    if kind != "header":
+        return ""
+    return b",".join(head.headerValues(name.lower().encode("latin-1", "replace"))).decode("latin-1")
 
 
 def _queried(query: bytes) -> list[bytes]:

@@ -109,9 +109,10 @@ class TransparentProxy(StreamableProxy):
         return relay
 
     def running(self) -> bool:
-        return any(relay.session.running for relay in self._common.values())
+        return super().running() or any(relay.session.running for relay in self._common.values())
 
     async def stop(self) -> None:
+        await super().stop()
         for relay in list(self._common.values()):
             await self._drop(relay, "shutdown")
 

@@ -16,12 +16,14 @@ __all__ = ["ModernCalls"]
 class ModernCalls(Protocol):
     """
     Where the modern requests to one server go. Whoever made it stops it.
-
-    running: whether a call runs that its client still waits for; open streams of
-        `subscriptions/listen` do not count.
     """
 
-    running: bool
+    @property
+    def running(self) -> bool:
+        """
+        Whether a call runs that its client still waits for; open streams of
+        `subscriptions/listen` do not count.
+        """
 
     def request(self, message: Message, target: Target, context: CallContext) -> None:
         """

@@ -8,6 +8,8 @@ costs more than the rest of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import define, field
 from msgspec import Raw
 from twisted.internet.defer import Deferred, succeed
@@ -82,6 +84,8 @@ class Relay:
     transparent: whether client's and server's streams are the same ones: each message goes
     where the server put it, and event ids pass. Asked for so, the first link tells whether it
     can be: it cannot where the server does not speak Streamable HTTP.
+    onLost: called when the link is gone, or the server forgot its session; the next call makes
+    another.
     """
 
     session: Session
@@ -94,6 +98,7 @@ class Relay:
     context: CallContext
     transparent: bool = False
     events: EventLog | None = None
+    onLost: Callable[[], None] | None = None
     router: Router = field(init=False)
     readers: Readers = field(init=False)
     sender: Sender = field(init=False)
@@ -453,6 +458,8 @@ class Relay:
         self.sender.lost(link)
         if self._lostOnExit:
             self.over()
+        elif self.onLost is not None:
+            self.onLost()
 
     def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
         self._do(self.router.retiredLost(link, reason, message))
@@ -479,6 +486,8 @@ class Relay:
         if link is not None and link is self._keeper.link:
             self._keeper.retire()
             self._do(self.router.forgotten(self.clock.seconds()))
+            if self.onLost is not None:
+                self.onLost()
 
     def over(self) -> None:
         """The session is lost: its clients get the one 404."""

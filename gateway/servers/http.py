@@ -16,7 +16,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.http1.client import HTTPClient
+from gateway.http1.client import HTTPClient, Outgoing, Receiver
 from gateway.http1.pool import SystemTrust
 from gateway.http1.urls import parseURL
 from gateway.links.http_sse import HTTPSSELink
@@ -38,7 +38,7 @@ from gateway.links.streamable_http import StreamableHTTPLink
 from gateway.observe.observer import BoundReached, IObserver
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
-from gateway.wire.headers import configuredHeaders
+from gateway.wire.headers import configuredHeaders, fieldLines, requestHeaders
 
 __all__ = ["HTTPServer"]
 
@@ -164,6 +164,29 @@ class HTTPServer:
         self._links.add(link)
         await link.handshake(hello, context, max(0.0, until - self.clock.seconds()))
         return made
+
+    def passOn(
+        self,
+        own: HeaderPairs,
+        body: bytes,
+        context: CallContext,
+        receiver: Receiver,
+        *,
+        staysOpen: bool = False,
+    ) -> Outgoing | None:
+        """
+        POST the bytes of a modern request as they are; no link is needed for it.
+
+        own: the fields that are passed on as they came. staysOpen: whether its answer is a stream
+            that stays open.
+        Returns: the request, or None where there is no room for it. Whoever asked aborts it before
+            `drain`.
+        """
+        pairs = requestHeaders(own, self._configured, self.settings.forward_authorization, context)
+        fields = fieldLines(pairs)
+        if staysOpen:
+            return self._client.subscribe(fields, body, receiver)
+        return self._client.request(b"POST", fields, body, receiver)
 
     def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
         """

@@ -230,8 +230,11 @@ class SessionRegistry:
         return cast("Deferred[Local | Remote | Gone]", self.store.locate(id))
 
     def changed(self, session: Session) -> Deferred[None]:
-        """Write a session's changed record to the store. Fails with StoreRefused."""
-        if session.ended:
+        """
+        Write a session's changed record to the store; one without an id is in no registry, and
+        nothing of it is kept. Fails with StoreRefused.
+        """
+        if session.ended or not session.record.id:
             return succeed(None)
         return self.store.put(session.record)
 

@@ -36,6 +36,7 @@ class CallContext:
     peer: the client's address as text, for forwarding headers.
     tls: whether the client's connection is encrypted.
     host: the request's Host, for forwarding headers.
+    caller: tells the callers of one principal apart, where a server's `callers` names a header.
     """
 
     server: str
@@ -44,3 +45,4 @@ class CallContext:
     peer: str = ""
     tls: bool = False
     host: bytes = b""
+    caller: str = ""

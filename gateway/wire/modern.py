@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from msgspec import Raw
 
-from gateway.wire.envelope import Message, members
+from gateway.wire.envelope import RESPONSE, Message, members, quote
 from gateway.wire.revisions import VERSION_CLAIM
 from gateway.wire.strictjson import withMember, withoutMember
 
@@ -24,6 +24,7 @@ __all__ = [
     "SERVER_INFO",
     "SUBSCRIPTION_ID",
     "errorCode",
+    "listenCompleted",
     "statusOf",
     "withMetas",
     "withoutMetas",
@@ -101,3 +102,13 @@ def withoutMetas(message: Message, names: Iterable[str]) -> Message:
     if meta == spelled:
         return message
     return message.withParam("_meta", meta) if members(Raw(meta)) else message.withoutParam("_meta")
+
+
+def listenCompleted(id: bytes) -> Message:
+    """
+    The answer to a `subscriptions/listen` whose stream ends in order (basic/patterns/subscriptions,
+    Graceful Closure); id as spelled.
+    """
+    result = b'{"resultType":"complete","_meta":{%b:%b}}' % (quote(SUBSCRIPTION_ID), id)
+    fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), "result": Raw(result)}
+    return Message(RESPONSE, fields, id)

@@ -9,6 +9,7 @@ a lost session, and -32001 on 404 means nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -18,6 +19,7 @@ from msgspec import Raw
 from gateway.wire.context import HeaderPairs
 from gateway.wire.envelope import Kind, Message
 from gateway.wire.revisions import LEGACY
+from gateway.wire.strictjson import withMember
 
 __all__ = [
     "JSON_TYPE",
@@ -29,10 +31,13 @@ __all__ = [
     "callFailed",
     "discoverNotServed",
     "errorMessage",
+    "failedModern",
     "headersDisagree",
+    "invalidParams",
     "lostWithSession",
     "malformedHead",
     "methodNotAllowed",
+    "modernCallFailed",
     "noStream",
     "notAMessage",
     "notAcceptable",
@@ -41,6 +46,7 @@ __all__ = [
     "notFound",
     "notJSON",
     "notPermitted",
+    "notServedOverSSE",
     "queueFull",
     "sessionNotFound",
     "sessionRequired",
@@ -72,6 +78,21 @@ class Reason(Enum):
     RATE_LIMITED = "rate_limited"
     FORBIDDEN = "forbidden"
     SHUTTING_DOWN = "shutting_down"
+
+
+_FAILURES = {
+    Reason.TIMEOUT: 504,
+    Reason.CANCELLED: 503,
+    Reason.SERVER_EXITED: 502,
+    Reason.UPSTREAM_UNREACHABLE: 502,
+    Reason.OUTCOME_UNKNOWN: 502,
+    Reason.BAD_ANSWER: 502,
+    Reason.OVERLOADED: 503,
+    Reason.RATE_LIMITED: 503,
+    Reason.FORBIDDEN: 403,
+    Reason.SHUTTING_DOWN: 503,
+}
+"""The HTTP status of a modern call that failed."""
 
 
 class FailedCall(Message):
@@ -227,11 +248,12 @@ def unsupportedVersion() -> Refusal:
     return Refusal(400, -32000, f"Unsupported protocol version (supported versions: {supported})")
 
 
-def unsupportedModernVersion(requested: str) -> Refusal:
+def unsupportedModernVersion(requested: str, supported: Sequence[str] = LEGACY) -> Refusal:
     """
-    A modern request to a server that is served in the legacy era alone.
+    A modern request of a revision that is not served (MCP 2026-07-28, basic/versioning).
 
-    Dual-era clients fall back to `initialize` on it.
+    supported: the revisions it may ask for. Where they are legacy ones, dual-era clients fall back
+    to `initialize`.
     """
     if requested == "":
         requested = "unknown"
@@ -239,7 +261,7 @@ def unsupportedModernVersion(requested: str) -> Refusal:
         400,
         -32022,
         "Unsupported protocol version",
-        {"supported": list(LEGACY), "requested": requested[:64]},
+        {"supported": list(supported), "requested": requested[:64]},
     )
 
 
@@ -248,9 +270,30 @@ def discoverNotServed() -> Refusal:
     return Refusal(400, -32000, "This server is served with initialize; fall back to it")
 
 
+def notServedOverSSE(requested: str) -> Refusal:
+    """A modern request on the transport of 2024-11-05."""
+    refusal = unsupportedModernVersion(requested)
+    why = "HTTP+SSE is of 2024-11-05: this revision is served at /mcp"
+    return Refusal(refusal.status, refusal.code, why, refusal.data)
+
+
 def headersDisagree(why: str) -> Refusal:
-    """A modern MCP-Protocol-Version without the claim in the body that goes with it."""
+    """
+    A header field of a modern request that says something else than its body, or is missing
+    (MCP 2026-07-28, basic/transports/streamable-http, Server Validation).
+    """
+    return Refusal(400, -32020, f"Header mismatch: {why}")
+
+
+def invalidParams(why: str) -> Refusal:
+    """A modern request that does not say of itself what it must (basic/index, `_meta`)."""
     return Refusal(400, -32602, f"Invalid params: {why}")
+
+
+def modernCallFailed(reason: Reason, message: str, retryAfter: int = 0) -> Refusal:
+    """A modern call that the gateway itself fails; retryAfter in seconds, 0 without."""
+    headers = ((b"retry-after", b"%d" % retryAfter),) if retryAfter else ()
+    return Refusal(_FAILURES[reason], -32603, message, {"reason": reason.value}, headers)
 
 
 def atCapacity(retryAfter: int) -> Refusal:
@@ -297,6 +340,13 @@ def callFailed(
         data["retryAfterMs"] = math.ceil(retryAfter * 1000)
     answer = errorMessage(id, -32000, message, data)
     return FailedCall(answer.kind, answer.fields, id, why=reason)
+
+
+def failedModern(failed: FailedCall) -> tuple[int, Message]:
+    """The HTTP status and the answer by which a modern client hears of a call that failed."""
+    error = withMember(bytes(failed.fields["error"]), "code", b"-32603")
+    fields = {**failed.fields, "error": Raw(error)}
+    return _FAILURES[failed.why], Message(Kind.RESPONSE, fields, failed.id)
 
 
 def lostWithSession(id: bytes) -> Message:
