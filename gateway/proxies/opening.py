@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed
 from gateway.proxies.shared import Shared
+from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
 from gateway.relay.target import Target
 from gateway.sessions.events import EventLog
@@ -22,7 +23,7 @@ from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, Refusal, callFailed
 
-__all__ = ["ask", "handshake", "newRelay", "newSession"]
+__all__ = ["ask", "handshake", "newPool", "newRelay", "newSession"]
 
 _log = Logger()
 
@@ -64,6 +65,17 @@ def newRelay(
         context,
         transparent,
         events,
+    )
+
+
+def newPool(shared: Shared, server: IServer) -> LegacyPool:
+    """What answers the modern requests to a legacy server; whoever asked for it stops it."""
+    return LegacyPool(
+        server,
+        shared.limits,
+        shared.clock,
+        shared.observer,
+        lambda session, context: newRelay(shared, server, session, context),
     )
 
 
