@@ -1,10 +1,10 @@
 """
 The official conformance suite, directly against a fixture and through the gateway.
 
-    python tests/peers/conformance.py [--node-modules DIR] [--only streamable,transparent]
+    python tests/peers/conformance.py [--requirements 2026-07-28] [--only streamable,transparent]
 
 It installs the suite and a Node 22 with npm (in build/peers, once), starts the fixture and a
-gateway on loopback, runs the requirement set 2025-11-25 over each route, and compares check by
+gateway on loopback, runs each requirement set over each of its routes, and compares check by
 check. The exit status is 1 if a check that passes directly does not through the gateway, or if a
 route ran nothing; 2 if the suite could not be installed. docs/conformance.md says more.
 """
@@ -26,21 +26,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fixture_eras import ERAS
 from installing import CONFORMANCE, NODE, ROOT, NotInstalled, node, nodeModules
 
 FIXTURE = Path(__file__).with_name("conformance_fixture.py")
-REQUIREMENTS = "2025-11-25"
+LEGACY, MODERN = "2025-11-25", "2026-07-28"
 ROUTES = {
-    "streamable": "stdio",
-    "transparent": "http",
-    "streamable over Streamable HTTP": "gathered",
-    "streamable over HTTP+SSE": "old",
-    "streamable over a shared child": "shared",
+    LEGACY: {
+        "streamable": "stdio",
+        "transparent": "http",
+        "streamable over Streamable HTTP": "gathered",
+        "streamable over HTTP+SSE": "old",
+        "streamable over a shared child": "shared",
+        "bridge to a modern child": "modern-stdio",
+        "bridge to a modern HTTP server": "modern-http",
+    },
+    MODERN: {
+        "streamable": "stdio",
+        "transparent": "http",
+        "bridge to a legacy child": "legacy-stdio",
+        "bridge to a legacy HTTP server": "legacy-http",
+        "bridge to HTTP+SSE": "old",
+    },
 }
-"""The proxy under test and what is behind it, and the server that makes the gateway use them."""
+"""
+By requirement set: the route under test, and the server that makes the gateway use it. `stdio` and
+`http` speak both eras, so that each client finds its own; the others one.
+"""
 
 NOBODY_TO_ASK = "a shared server may ask no client anything"
-EXPECTED = {
+EXPECTED: dict[tuple[str, ...], str] = {
     ("streamable over a shared child", scenario): NOBODY_TO_ASK
     for scenario in (
         "elicitation-sep1034-defaults",
@@ -49,7 +64,7 @@ EXPECTED = {
         "tools-call-sampling",
     )
 }
-"""What is lost by design: (route, scenario) -> the reason."""
+"""What is lost by design: (route, scenario), or (route, scenario, check id) -> the reason."""
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -139,13 +154,13 @@ class Run:
         return len({scenario for scenario, _ in self.checks})
 
 
-def runSuite(modules: Path, url: str, folder: Path) -> Run:
-    """Run the requirement set against a URL; results and log go to `folder`."""
+def runSuite(modules: Path, url: str, folder: Path, requirements: str) -> Run:
+    """Run a requirement set against a URL; results and log go to `folder`."""
     results, log = folder / "results", folder / "suite.log"
     results.mkdir(parents=True)
     suite = str(modules / ".bin" / "conformance")
     arguments = [node(modules), suite, "server", "--url", url]
-    arguments += ["--requirements", REQUIREMENTS, "--output-dir", str(results)]
+    arguments += ["--requirements", requirements, "--output-dir", str(results)]
     with running(arguments, log) as process:
         try:
             process.wait(SUITE_SECONDS)
@@ -163,40 +178,57 @@ def runSuite(modules: Path, url: str, folder: Path) -> Run:
     return Run(checks, frozenset(unscored))
 
 
-def gatewayConfiguration(upstream: str, old: str) -> str:
-    """The fixture as a child, over Streamable HTTP and over HTTP+SSE."""
-    servers = {
-        "stdio": {"command": sys.executable, "args": [str(FIXTURE), "--stdio"]},
-        "http": {"type": "http", "url": upstream},
-        "gathered": {"url": upstream, "proxy": "streamable"},
-        "old": {"url": old},
+def gatewayConfiguration(urls: Mapping[str, str]) -> str:
+    """The fixture as a child, over Streamable HTTP and over HTTP+SSE, of both eras and of one."""
+    child = {"command": sys.executable, "args": [str(FIXTURE), "--stdio"]}
+    servers: dict[str, dict[str, object]] = {
+        "stdio": child,
+        "shared": {**child, "isolation": "shared"},
+        "http": {"type": "http", "url": urls["both"]},
+        "gathered": {"url": urls["both"], "proxy": "streamable"},
+        "old": {"url": urls["sse"]},
     }
-    servers["shared"] = {**servers["stdio"], "isolation": "shared"}
+    for era in ("legacy", "modern"):
+        servers[f"{era}-stdio"] = {**child, "args": [*child["args"], "--era", era]}
+        servers[f"{era}-http"] = {"url": urls[era]}
     return json.dumps({"mcpServers": servers})
 
 
-def runAll(modules: Path, routes: Sequence[str], folder: Path) -> dict[str, Run]:
-    """Run the suite directly and over each route, one after the other."""
+Runs = dict[str, Run]
+
+
+def runAll(modules: Path, wanted: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Runs]:
+    """Run each set directly and over its routes, one after the other."""
     gateway = folder / "gateway.log"
     with contextlib.ExitStack() as stack:
 
-        def fixtureOver(transport: str) -> str:
-            log = folder / f"fixture-{transport}.log"
-            arguments = [sys.executable, str(FIXTURE), f"--{transport}", "0"]
-            return awaited(stack.enter_context(running(arguments, log)), log, None)
+        def fixture(name: str, *arguments: str) -> str:
+            log = folder / f"fixture-{name}.log"
+            command = [sys.executable, str(FIXTURE), *arguments]
+            return awaited(stack.enter_context(running(command, log)), log, None)
 
-        upstream = fixtureOver("http")
-        runs = {"direct": runSuite(modules, upstream, folder / "direct")}
-        if routes:
-            configuration, port = folder / "servers.json", freePort()
-            configuration.write_text(gatewayConfiguration(upstream, fixtureOver("sse")))
-            arguments = [sys.executable, "-m", "gateway.tap", "--config", str(configuration)]
-            arguments += ["--listen", f"tcp:{port}:interface=127.0.0.1"]
-            base = awaited(stack.enter_context(running(arguments, gateway)), gateway, port)
+        urls = {era: fixture(era, "--http", "0", "--era", era) for era in ERAS}
+        urls["sse"] = fixture("sse", "--sse", "0")
+        configuration, port = folder / "servers.json", freePort()
+        configuration.write_text(gatewayConfiguration(urls))
+        arguments = [sys.executable, "-m", "gateway.tap", "--config", str(configuration)]
+        arguments += ["--listen", f"tcp:{port}:interface=127.0.0.1"]
+        base = awaited(stack.enter_context(running(arguments, gateway)), gateway, port)
+        found: dict[str, Runs] = {}
+        for requirements, routes in wanted.items():
+            place = folder / requirements
+            runs = {"direct": runSuite(modules, urls["both"], place / "direct", requirements)}
             for route in routes:
-                url = f"{base}/servers/{ROUTES[route]}/mcp"
-                runs[route] = runSuite(modules, url, folder / ROUTES[route])
-        return runs
+                server = ROUTES[requirements][route]
+                url = f"{base}/servers/{server}/mcp"
+                runs[route] = runSuite(modules, url, place / server, requirements)
+            found[requirements] = runs
+        return found
+
+
+def expected(route: str, scenario: str, id: str) -> str | None:
+    """Why a check is lost by design; None if it is not."""
+    return EXPECTED.get((route, scenario)) or EXPECTED.get((route, scenario, id))
 
 
 def lost(runs: Mapping[str, Run], route: str) -> list[tuple[str, str, str]]:
@@ -209,9 +241,9 @@ def lost(runs: Mapping[str, Run], route: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def report(runs: Mapping[str, Run]) -> bool:
+def report(requirements: str, runs: Mapping[str, Run]) -> bool:
     """Print the table; whether no check was lost and every route ran."""
-    print(f"{CONFORMANCE}, requirements {REQUIREMENTS}")
+    print(f"{CONFORMANCE}, requirements {requirements}")
     print(f"{'route':<32} {'scenarios':>9} {'passed':>7} {'failed':>7} {'warnings':>9} {'lost':>5}")
     fine = True
     for route, run in runs.items():
@@ -219,15 +251,16 @@ def report(runs: Mapping[str, Run]) -> bool:
         statuses = [run.count(status) for status in ("SUCCESS", "FAILURE", "WARNING")]
         counts = [run.scenarios, *statuses, len(missing)]
         print("{:<32} {:>9} {:>7} {:>7} {:>9} {:>5}".format(route, *counts))
-        unexpected = [one for one in missing if (route, one[0]) not in EXPECTED]
+        unexpected = [one for one in missing if expected(route, one[0], one[1]) is None]
         fine = fine and not unexpected and run.count("SUCCESS") > 0
     for (scenario, id), status in sorted(runs["direct"].checks.items()):
         if status == "FAILURE":
-            print(f"fails directly: {scenario} / {id}")
+            note = " (not scored)" if scenario in runs["direct"].unscored else ""
+            print(f"fails directly: {scenario} / {id}{note}")
     for route in runs:
         for scenario, id, status in [] if route == "direct" else lost(runs, route):
             note = " (not scored)" if scenario in runs["direct"].unscored else ""
-            why = EXPECTED.get((route, scenario))
+            why = expected(route, scenario, id)
             note += f" (expected: {why})" if why else ""
             print(f"lost by {route}: {scenario} / {id}: {status}{note}")
     return fine
@@ -238,27 +271,39 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--node-modules", metavar="DIR", help="the suite, installed")
+    parser.add_argument("--requirements", choices=ROUTES, help="one set alone")
     parser.add_argument(
         "--only",
-        default=",".join(ROUTES),
-        help="the routes beside `direct`, with commas; `direct` alone starts no gateway",
+        metavar="ROUTE,ROUTE",
+        help="the routes beside `direct`, with commas; `direct` is none",
     )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep the results and logs in a new folder"
     )
     chosen = parser.parse_args()
-    routes = [route for route in chosen.only.split(",") if route not in ("", "direct")]
-    if unknown := [route for route in routes if route not in ROUTES]:
-        parser.error(f"unknown route: {', '.join(unknown)}")
+    wanted = {
+        requirements: list(routes)
+        for requirements, routes in ROUTES.items()
+        if chosen.requirements in (None, requirements)
+    }
+    if chosen.only is not None:
+        only = {route for route in chosen.only.split(",") if route not in ("", "direct")}
+        known = {route for routes in wanted.values() for route in routes}
+        if unknown := only - known:
+            parser.error(f"unknown route: {', '.join(sorted(unknown))}")
+        wanted = {key: [one for one in routes if one in only] for key, routes in wanted.items()}
     # What ends this script ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         modules = nodeModules(chosen.node_modules, (CONFORMANCE, NODE))
         if chosen.keep:
             chosen.keep.mkdir(parents=True)
-            return 0 if report(runAll(modules, routes, chosen.keep.resolve())) else 1
-        with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-            return 0 if report(runAll(modules, routes, Path(folder))) else 1
+            found = runAll(modules, wanted, chosen.keep.resolve())
+        else:
+            with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+                found = runAll(modules, wanted, Path(folder))
+        fine = [report(requirements, runs) for requirements, runs in found.items()]
+        return 0 if all(fine) else 1
     except (Broken, NotInstalled) as broken:
         print(broken, file=sys.stderr)
         return 2 if isinstance(broken, NotInstalled) else 1

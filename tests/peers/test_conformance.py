@@ -28,4 +28,6 @@ def test_acceptance_33_no_check_passes_directly_and_fails_through_the_gateway() 
     if done.returncode == NOT_INSTALLED:
         pytest.skip(f"the suite could not be installed: {done.stderr.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"\n{route}  " in done.stdout for route in ("direct", *ROUTES)), done.stdout
+    for requirements, routes in ROUTES.items():
+        said = done.stdout.partition(f"requirements {requirements}\n")[2]
+        assert all(f"\n{route}  " in f"\n{said}" for route in ("direct", *routes)), done.stdout
