@@ -30,6 +30,7 @@ ROOMS = [
     {"config"},
     {"service"},
     {"banner", "testing"},
+    {"own"},
     {"tap"},
 ]
 """From the bottom to the top."""
