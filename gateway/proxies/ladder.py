@@ -120,6 +120,18 @@ class Found:
     tolerated: bool
     refusal: Refusal | None = None
 
+    def of(self, head: RequestHead) -> Found | None:
+        """
+        The same of a head that differs in nothing but the session it names, and perhaps its client.
+        """
+        context, entrance = self.context, self.entrance
+        if context.peer != head.peer:
+            return None
+        sessions = _sessions(head, entrance)
+        return Found(
+            entrance, context, self.json, self.events, self.version, sessions, self.tolerated
+        )
+
 
 @define(eq=False)
 class Admitted:
@@ -268,10 +280,7 @@ class Ladder:
         json, events = accepts(b",".join(head.headerValues(b"accept")))
         said = head.header(b"mcp-protocol-version")
         version = None if said is None else said.decode("latin-1").strip()
-        if entrance.naming is _HEADER:
-            sessions = head.headerValues(b"mcp-session-id")
-        else:
-            sessions = _queried(head.query)
+        sessions = _sessions(head, entrance)
         tolerated = version is None or version in LEGACY
         found = Found(entrance, context, json, events, version, sessions, tolerated)
         found.refusal = self._content(head, found)
@@ -453,6 +462,13 @@ class Ladder:
         self.shared.observer.observed(RequestRefused(rung, refusal.status, refusal.code))
         exchange.onGone = None
         exchange.answer(refusal.status, refusal.fields(), refusal.body(id))
+
+
+def _sessions(head: RequestHead, entrance: Entrance) -> list[bytes]:
+    """The ids of sessions that a head names."""
+    if entrance.naming is _HEADER:
+        return head.headerValues(b"mcp-session-id")
+    return _queried(head.query)
 
 
 def _queried(query: bytes) -> list[bytes]:
