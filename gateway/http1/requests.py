@@ -289,7 +289,7 @@ class RequestReader:
             self._known.remember((line, fields))
         if head.length or self._stopped:
             return data[head.end :]
-        self._ended = True
+        self._ended, self.reading = True, ""
         self._rest = data[head.end :]
         self._owner.requestEnded()
         return b""

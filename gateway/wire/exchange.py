@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import define, field
+from attrs import field, frozen
 
 from gateway.wire.context import HeaderPairs
 
 __all__ = ["EventSink", "Exchange", "RequestHead", "Serve"]
 
 
-# Not frozen, though nobody changes one: freezing trebles what it costs to make one.
-@define
+@frozen
 class RequestHead:
     """
     The head of a request.
