@@ -148,33 +148,36 @@ async def test_acceptance_72_a_bad_answer_costs_no_memory(
     limits = {"limits": {"max_answer": largest}}
     config.write_text(json.dumps({"mcpServers": {"one": {"url": upstream.url}}, "gateway": limits}))
     gateway = await startGateway("--config", str(config))
-    memory = Memory(gateway.process.transport.pid)
-    client = await connected(gateway)
-    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "s"}}
-    first = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
-    session = (await said(client, gateway, "", first)).header(b"mcp-session-id").decode()
-    call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "x"}}
-    assert (await said(client, gateway, session, call)).json["result"] == {"name": "x"}
-    base, began = memory.now(), time.monotonic()
-    memory.begin()
-    script = {**BAD, **ENDLESS}[name]
-    for _ in range(TIMES):
-        upstream.script = lambda r: r.rpc == "tools/call" and (script(r), True)
-        refused = await said(client, gateway, session, call)
-        assert b'"reason":"bad_answer"' in refused.body, refused
-        one = upstream.requests[-1].connection
-        upstream.script = lambda r: False
-        assert (await said(client, gateway, session, call)).json["result"]
-        assert upstream.requests[-1].connection is not one
-        upstream.requests.clear()
-    highest, left = memory.highest() - base, memory.now() - base
-    print(
-        f"\n{name}, max_answer {largest}: {base / MIB:.1f} MiB, {highest / MIB:+.1f} MiB at most, "
-        f"{left / MIB:+.1f} MiB left after {TIMES} times, {time.monotonic() - began:.1f} s"
-    )
-    more = largest / 1024 if name in ENDLESS and largest > SMALL else 0
-    assert highest <= MOST + more
-    client.close()
-    await client.ended
-    assert await gateway.stop() == 0
-    await upstream.close()
+    try:
+        memory = Memory(gateway.process.transport.pid)
+        client = await connected(gateway)
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "s"}}
+        first = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        session = (await said(client, gateway, "", first)).header(b"mcp-session-id").decode()
+        call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "x"}}
+        assert (await said(client, gateway, session, call)).json["result"] == {"name": "x"}
+        base, began = memory.now(), time.monotonic()
+        memory.begin()
+        script = {**BAD, **ENDLESS}[name]
+        for _ in range(TIMES):
+            upstream.script = lambda r: r.rpc == "tools/call" and (script(r), True)
+            refused = await said(client, gateway, session, call)
+            assert b'"reason":"bad_answer"' in refused.body, refused
+            one = upstream.requests[-1].connection
+            upstream.script = lambda r: False
+            assert (await said(client, gateway, session, call)).json["result"]
+            assert upstream.requests[-1].connection is not one
+            upstream.requests.clear()
+        highest, left = memory.highest() - base, memory.now() - base
+        print(
+            f"\n{name}, max_answer {largest}: {base / MIB:.1f} MiB, "
+            f"{highest / MIB:+.1f} MiB at most, {left / MIB:+.1f} MiB left "
+            f"after {TIMES} times, {time.monotonic() - began:.1f} s"
+        )
+        more = largest / 1024 if name in ENDLESS and largest > SMALL else 0
+        assert highest <= MOST + more
+        client.close()
+        await client.ended
+    finally:
+        assert await gateway.stop() == 0
+        await upstream.close()
