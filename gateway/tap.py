@@ -2,8 +2,8 @@
 The command line: `twistd -n mcp-gateway …` and the script `mcp-gateway …`, with the same options.
 
 This module alone knows the global reactor, and only as the main program of a process that is
-ours; there it makes the reactor's clock monotonic, and has the garbage collector leave alone what
-was there at the start.
+ours. It reads the configuration before it loads anything of the network: what is loaded follows
+from it.
 """
 
 # Twisted is annotated in part only.
@@ -11,16 +11,13 @@ was there at the start.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -31,7 +28,6 @@ from twisted.logger import (
 from twisted.python import usage
 
 import gateway
-from gateway.banner import banner
 from gateway.config import (
     Configuration,
     ConfigurationError,
@@ -40,7 +36,11 @@ from gateway.config import (
     loadConfiguration,
     serverFromArguments,
 )
-from gateway.service import GatewayService
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from gateway.service import GatewayService
 
 __all__ = ["Options", "main", "makeService"]
 
@@ -115,46 +115,31 @@ def _summary(configuration: Configuration) -> str:
     return "\n".join(lines)
 
 
-class _OwnService(GatewayService):
-    """A gateway that is the process: it says where it listens, and a taken port is the end."""
-
-    def privilegedStartService(self) -> None:
-        try:
-            super().privilegedStartService()
-        except CannotListenError as error:
-            raise SystemExit(f"mcp-gateway: {_taken(error)}") from None
-
-    def startService(self) -> None:
-        try:
-            super().startService()
-        except CannotListenError as error:
-            raise SystemExit(f"mcp-gateway: {_taken(error)}") from None
-        # Once the reactor runs a signal is heard, too.
-        self._reactor.callWhenRunning(self._announce)
-        # Some 60,000 objects that stay for good need not be looked at in each full collection.
-        gc.collect()
-        gc.freeze()
-
-    def _announce(self) -> None:
-        print(banner(self.configuration, self.ports), flush=True)
-
-
-def _taken(error: CannotListenError) -> str:
-    where = f"{error.interface or '*'}:{error.port}"
-    return f"cannot listen on {where}: {error.socketError}; choose another with --listen"
-
-
 def makeService(options: Options) -> GatewayService:
     """The service of these options, for a process that is ours."""
     from twisted.internet import reactor
 
-    _ownClock(reactor)
-    return _OwnService(options["configuration"], reactor)
+    from gateway.own import ownService
+
+    return ownService(options["configuration"], reactor)
 
 
-def _ownClock(reactor: Any) -> None:
-    # Twisted's timers follow the wall clock; a step of it would fire them early or freeze them.
-    reactor.seconds = time.monotonic
+@contextmanager
+def _withoutTLS() -> Iterator[None]:
+    """
+    Load Twisted as it is where pyOpenSSL is not installed.
+
+    It loads that wherever it can, and 12 MiB with it, whether or not anybody speaks TLS.
+    """
+    modules = cast(dict[str, object], sys.modules)
+    if "OpenSSL" in modules:
+        yield
+        return
+    modules["OpenSSL"] = None
+    try:
+        yield
+    finally:
+        del modules["OpenSSL"]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -164,9 +149,10 @@ def main(words: Sequence[str] | None = None) -> None:
         options.parseOptions(sys.argv[1:] if words is None else list(words))
     except usage.UsageError as error:
         raise SystemExit(f"mcp-gateway: {error}; see --help") from None
-    from twisted.internet import reactor
+    with nullcontext() if options["configuration"].encrypted else _withoutTLS():
+        from twisted.internet import reactor
 
-    service = makeService(options)
+        service = makeService(options)
     quiet = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
     observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [quiet])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

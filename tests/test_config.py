@@ -1086,3 +1086,24 @@ def test_the_reference_page_is_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text() == module.page()
+
+
+@pytest.mark.parametrize(
+    ("url", "listen", "encrypted"),
+    [
+        ("http://127.0.0.1/mcp", ["tcp:80:interface=127.0.0.1"], False),
+        ("http://127.0.0.1/https:", ["unix:/s", "systemd:domain=INET:index=0"], False),
+        ("http://127.0.0.1/mcp", ["haproxy:tcp:80", "tcp6:80"], False),
+        ("https://127.0.0.1/mcp", ["unix:/s"], True),
+        ("HTTPS://127.0.0.1/mcp", ["unix:/s"], True),
+        ("http://127.0.0.1/mcp", ["unix:/s", "ssl:443"], True),
+        ("http://127.0.0.1/mcp", ["haproxy:tls:/certificates"], True),
+        ("http://127.0.0.1/mcp", ["le:/certificates:tcp:443"], True),
+    ],
+)
+def test_it_tells_whether_tls_may_be_spoken(
+    load: Load, url: str, listen: list[str], encrypted: bool
+) -> None:
+    document = gateway(listen=listen, allow_public=True)
+    document["mcpServers"] = {"one": {"url": url}}
+    assert load(document).encrypted is encrypted

@@ -836,3 +836,30 @@ def test_acceptance_21_hundredsOfThousandsOfMembersEnd(value: bytes) -> None:
         decode(many)
     message = _one(REQUEST + b',"params":' + many + b"}")
     assert message.withMeta("x", b"1").meta("x") == b"1"
+
+
+@pytest.mark.parametrize("size", [10, 5_000, 500_000])
+@pytest.mark.parametrize("many", [0, 1, 63, 64, 65, 3000])
+def test_a_progress_token_is_found_wherever_it_stands(size: int, many: int) -> None:
+    filler = quote("_" * many + "x" * size + '"_met_a')
+    for params in (
+        b'{"a":%b,"_meta":{"progressToken":7}}',
+        b'{"_meta":{"progressToken":7},"a":%b}',
+        b'{"\\u005fmeta":{"progressToken":7},"a":%b}',
+    ):
+        data = b'{"jsonrpc":"2.0","id":1,"method":"x","params":' + params % filler + b"}"
+        message = decode(data)
+        assert isinstance(message, Message)
+        assert message.meta("progressToken") == b"7"
+        assert message.withMeta("progressToken", b"8").meta("progressToken") == b"8"
+    none = decode(b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":' + filler + b"}}")
+    assert isinstance(none, Message) and none.meta("progressToken") is None
+
+
+@pytest.mark.parametrize("space", [b"", b" ", b"\n", b"\r\n", b"\r"])
+def test_a_line_is_the_message_and_its_end(space: bytes) -> None:
+    data = b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":%b1%b}}' % (space, space)
+    message = decode(data)
+    assert isinstance(message, Message)
+    assert message.encodeLine() == message.encode() + b"\n"
+    assert message.encodeLine().count(b"\n") == 1 and b"\r" not in message.encodeLine()

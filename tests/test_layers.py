@@ -31,6 +31,7 @@ ROOMS = [
     {"config"},
     {"service"},
     {"banner", "testing"},
+    {"own"},
     {"tap"},
 ]
 """From the bottom to the top."""

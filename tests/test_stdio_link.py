@@ -33,7 +33,7 @@ from twisted.logger import Logger, globalLogPublisher
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Health, ILink, IServer, LinkFailed, Outcome, Reason
-from gateway.links.process import Reaper
+from gateway.links.process import Child, Program, Reaper
 from gateway.observe.observer import BoundReached, LinkLost, LinkOpened, NoiseSkipped
 from gateway.servers.stdio import childEnvironment
 from gateway.wire.envelope import Kind, decode
@@ -840,3 +840,28 @@ async def test_a_child_that_ends_by_itself_outlived_nothing(bench: Make) -> None
     link, _ = await one.link()
     await link.close()
     assert one.observed.of(BoundReached) == []
+
+
+class Deaf:
+    """A child's owner that does not listen."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_that_is_ended_reads_the_line_it_has_begun_to_the_end(
+    tmp_path: Path,
+) -> None:
+    reaper, out = Reaper(reactor), tmp_path / "read"
+    child = Child(Deaf(), Limits(), reactor, reactor, reaper)  # type: ignore[arg-type]
+    script = (
+        "import sys, time; time.sleep(0.3); read = sys.stdin.buffer.read(); "
+        f"open({str(out)!r}, 'w').write(f'{{len(read)}} {{read[-3:]}}')"
+    )
+    argv = (sys.executable, "-I", "-S", "-c", script)
+    child.spawn(Program(sys.executable, argv, dict(os.environ)))
+    assert child.write(b"x" * 999_999 + b"\n")
+    await child.end()
+    assert out.read_text() == r"1000000 b'xx\n'"
+    await reaper.close()

@@ -12,7 +12,8 @@ import pytest
 import pytest_twisted
 import treq
 from attrs import define
-from processes import ROOT, start, startGateway
+from certificate import selfSigned
+from processes import ROOT, Process, start, startGateway
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 import gateway
@@ -111,6 +112,39 @@ async def test_a_url_is_served() -> None:
     finally:
         assert await running.stop() == 0
         assert await behind.stop() == 0
+
+
+def loaded(process: Process) -> str:
+    """The files that a process has mapped into its memory."""
+    return Path(f"/proc/{process.transport.pid}/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+@pytest_twisted.ensureDeferred
+async def test_tls_is_loaded_where_it_is_spoken(tmp_path: Path) -> None:
+    pem = selfSigned(tmp_path)
+    listen = f"ssl:0:privateKey={pem}:certKey={pem}:interface=127.0.0.1"
+    behind = start([*SCRIPT, "--listen", listen])
+    plain = await startGateway()
+    try:
+        port = (await behind.line(r"https://127\.0\.0\.1:(\d+)/servers/"))[1]
+        argv = [*SCRIPT, "--listen", "tcp:0:interface=127.0.0.1", f"https://localhost:{port}/mcp"]
+        running = start(argv, {"SSL_CERT_FILE": str(pem)})
+        try:
+            base = (await running.line(r"(http://127\.0\.0\.1:\d+)/servers/"))[1]
+            answer = await initialize(f"{base}/mcp")
+            assert answer["result"]["serverInfo"]["name"] == "mcp-gateway-demo"
+            await initialize(f"{plain.base}/mcp")
+            assert "cryptography" in loaded(behind)
+            assert "cryptography" in loaded(running)
+            assert "cryptography" not in loaded(plain.process)
+        finally:
+            running.kill()
+            assert await running.ended == 0
+    finally:
+        behind.kill()
+        assert await behind.ended == 0
+        assert await plain.stop() == 0
 
 
 @pytest_twisted.ensureDeferred

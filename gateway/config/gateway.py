@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 from attrs import Factory, frozen
 
 from gateway.config.document import Node, Report, meant, nearest, printable, readDocument
 from gateway.config.servers import Reader, readMembers, readServers, refuseUnknown
-from gateway.config.values import isPublic, readEndpoint, readHost, readList, readOrigin
+from gateway.config.values import isPlain, isPublic, readEndpoint, readHost, readList, readOrigin
 from gateway.guard.limits import Limits
-from gateway.settings import ServerSettings
+from gateway.settings import HTTPSettings, ServerSettings
 
 __all__ = [
     "MAX_SECONDS",
@@ -69,6 +70,14 @@ class Configuration:
     gateway: GatewaySettings
     source: str
     notices: tuple[str, ...] = ()
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS may be spoken: to a server, or at a listener."""
+        servers = (one for one in self.servers if isinstance(one, HTTPSettings))
+        if any(urlsplit(one.url).scheme == "https" for one in servers):
+            return True
+        return not all(isPlain(endpoint) for endpoint in self.gateway.listen)
 
 
 def _limits(node: Node) -> Limits | None:

@@ -18,6 +18,7 @@ from gateway.wire.headers import isReserved
 
 __all__ = [
     "asName",
+    "isPlain",
     "isPublic",
     "readArguments",
     "readEndpoint",
@@ -266,6 +267,11 @@ def isPublic(endpoint: str) -> bool:
     return "interface" not in _OPTIONS.get(kind, ()) or not _isLoopback(
         options.get("interface", "")
     )
+
+
+def isPlain(endpoint: str) -> bool:
+    """Whether a Twisted endpoint description is one that surely speaks no TLS."""
+    return _options(endpoint)[0] in ("tcp", "tcp6", "unix", "systemd")
 
 
 def readEndpoint(node: Node) -> str | None:

@@ -31,6 +31,7 @@ from zope.interface import implementer
 
 from gateway.doors.llhttp import Connection
 from gateway.guard.limits import Limits
+from gateway.http1.alike import AlikeHeads
 from gateway.http1.peers import watchPeer
 from gateway.http1.requests import RequestBounds
 from gateway.observe.observer import BoundReached, IObserver, RequestRefused
@@ -91,6 +92,7 @@ class Listener(ServerFactory):
         self.now = clock.seconds()
         names = RequestBounds.__attrs_attrs__
         self.bounds = RequestBounds(**{one.name: getattr(limits, one.name) for one in names})
+        self.alike = AlikeHeads()
         self.port: IListeningPort | None = None
         self._connections: set[Connection] = set()
         self._looking: IDelayedCall | None = None

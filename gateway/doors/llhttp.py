@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from operator import methodcaller
-from typing import Any
+from typing import Any, cast
 from typing import Protocol as Interface
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
@@ -40,7 +40,14 @@ from gateway.doors.channel import RequestChannel
 from gateway.doors.exchange import LLExchange
 from gateway.doors.outflow import Outflow
 from gateway.guard.limits import Limits
-from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
+from gateway.http1.alike import AlikeHeads
+from gateway.http1.requests import (
+    BadRequest,
+    RequestBounds,
+    RequestLine,
+    RequestOwner,
+    RequestReader,
+)
 from gateway.http1.writing import CLOSE, KEEP_ALIVE, encodeAnswer
 from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs
@@ -66,6 +73,8 @@ SPARE = 16
 
 _NO_HEAD = RequestHead(b"", b"", b"", ())
 _NEVER = float("inf")
+_STOPPED = RequestReader(cast(RequestOwner, None), RequestBounds())
+_STOPPED.stop()
 _unserved: Serve = methodcaller("abort")
 _log = Logger()
 
@@ -87,7 +96,7 @@ class Owner(Interface):
 
     routes: who serves a path of the proxies. site: serves every other path. maxBody: bytes of a
     body that a Request is given; None where nobody reads it. closing: whether answers shall be the
-    last of their connections. now: the time, at most a second old.
+    last of their connections. now: the time, at most a second old. alike: what is kept of heads.
     """
 
     routes: Mapping[bytes, Serve]
@@ -95,6 +104,7 @@ class Owner(Interface):
     maxBody: int | None
     limits: Limits
     bounds: RequestBounds
+    alike: AlikeHeads
     clock: IReactorTime
     closing: bool
     now: float
@@ -128,7 +138,7 @@ class Connection(Protocol):
         self.requestComplete = False
         self.tls = False
         self._listener = listener
-        self._reader = RequestReader(self, listener.bounds)
+        self._reader = RequestReader(self, listener.bounds, listener.alike)
         self._serving: LLExchange | RequestChannel | None = None
         self._phase = _IDLE
         self._due = _NEVER
@@ -143,6 +153,7 @@ class Connection(Protocol):
         self._serve = _unserved
         self._head = _NO_HEAD
         self._found: Any = None
+        self._memo: object | None = None
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -171,6 +182,9 @@ class Connection(Protocol):
         self._phase, self._due = _CLOSING, _NEVER
         self._listener.closed(self)
         self._reader.stop()
+        # Both refer to us: what is left of a connection need not wait for the garbage collector.
+        self._reader = _STOPPED
+        self.out.stopProducing()
         if self._going is not None:
             self._going.cancel()
         serving, self._serving = self._serving, None
@@ -238,7 +252,16 @@ class Connection(Protocol):
     # RequestOwner.
 
     def headReceived(self, line: RequestLine, fields: HeaderPairs) -> bool:
-        self._greeted, self._seen = True, 0
+        return self._headed(line, fields, None)
+
+    def alikeReceived(self, line: RequestLine, fields: HeaderPairs, memo: Any) -> bool:
+        return self._headed(line, fields, memo)
+
+    def memo(self) -> object | None:
+        return self._memo
+
+    def _headed(self, line: RequestLine, fields: HeaderPairs, memo: Any) -> bool:
+        self._greeted, self._seen, self._memo = True, 0, None
         path, _, query = line.target.partition(b"?")
         listener = self._listener
         serve = listener.routes.get(path)
@@ -250,7 +273,10 @@ class Connection(Protocol):
             return False
         head = RequestHead(line.method, path, query, fields, self._peer, self._port, self.tls)
         exchange = LLExchange(self, line, head)
+        if memo is not None:
+            exchange.found = memo.of(head)
         self._enter(exchange, serve)
+        self._memo = exchange.found
         if line.method != b"POST":
             return False
         self._fields, self._head, self._serve = fields, head, serve

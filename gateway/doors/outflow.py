@@ -117,3 +117,9 @@ class Outflow:
         """The connection is lost."""
         self.blocked = True
         self._kept = None
+        # It holds the connection, which holds us.
+        self.whenDrained = _nothing
+
+
+def _nothing() -> None:
+    pass

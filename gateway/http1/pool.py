@@ -36,7 +36,6 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import URI
@@ -64,6 +63,9 @@ class SystemTrust:
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See IPolicyForHTTPS."""
+        # A process that was told of no https server may have none of it: see gateway.tap.
+        from twisted.internet.ssl import optionsForClientTLS
+
         name = hostname.decode("ascii")
         made: IOpenSSLClientConnectionCreator = optionsForClientTLS(
             name, acceptableProtocols=[b"http/1.1"]

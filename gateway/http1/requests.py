@@ -18,7 +18,8 @@ malformed. What it lets through is left to us, each with its clause:
  8. Bounds, of which llhttp has none: on the request line (414), each field line, their number and
     the head as a whole (431), on chunk extensions and trailers (400), which are thrown away.
 
-A head that was taken may be remembered, and needs no second look then (`gateway.http1.heads`).
+A head that was taken may be remembered, and needs no second look then (`gateway.http1.heads` for
+those of one connection, `gateway.http1.alike` for those of all).
 
 One request is read at a time: what comes after its end waits, unparsed, for `proceed`. llhttp does
 not tell where it is, so the ends are found here, too: a head ends with CRLF CRLF, a body with a
@@ -34,6 +35,7 @@ from typing import Any, Protocol
 from attrs import frozen
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from gateway.http1.alike import AlikeHeads, Cut, cut
 from gateway.http1.chunks import BadChunk, ChunkLines
 from gateway.http1.heads import KnownHeads
 from gateway.wire.context import HeaderPairs
@@ -116,6 +118,16 @@ class RequestOwner(Protocol):
         line: of the time before; its length, too.
         """
 
+    def memo(self) -> object | None:
+        """What was made of the last head, for `alikeReceived`; None where that may not be kept."""
+
+    def alikeReceived(self, line: RequestLine, fields: HeaderPairs, memo: Any) -> bool:
+        """
+        In place of `headReceived`: a head came that is new but for its session and its length.
+
+        memo: of a head that it is like, perhaps of another connection.
+        """
+
     def bodyReceived(self, data: bytes) -> None:
         """Bytes of the body came."""
 
@@ -130,14 +142,17 @@ class RequestReader:
     Life: `feed` with what comes → the owner hears of one request, to its end → `proceed` → of the
     next … until BadRequest is raised, or `stop`. Nothing may be fed after either.
 
+    alike: what is kept of heads for all connections of a listener; None: nothing.
     reading: what of a request has come in part: "", "head" or "body".
     """
 
     __slots__ = (
+        "_alike",
         "_body",
         "_bounds",
         "_chunks",
         "_complete",
+        "_cut",
         "_ended",
         "_fields",
         "_first",
@@ -158,8 +173,11 @@ class RequestReader:
         "reading",
     )
 
-    def __init__(self, owner: RequestOwner, bounds: RequestBounds) -> None:
+    def __init__(
+        self, owner: RequestOwner, bounds: RequestBounds, alike: AlikeHeads | None = None
+    ) -> None:
         self._owner = owner
+        self._alike = alike
         self._bounds = bounds
         # There while a request is read by it: idle connections are many.
         self._parser: Any = None
@@ -180,6 +198,7 @@ class RequestReader:
         self._chunks: ChunkLines | None = None
         self._skipped = self._upgrade = self._persistent = False
         self._unparsed = False
+        self._cut: Cut | None = None
         # What llhttp found, and what we found.
         self._headed = self._complete = self._ended = False
 
@@ -241,7 +260,7 @@ class RequestReader:
         """Returns what is left to read, or None if the head is none that is remembered."""
         known = self._known.find(data)
         if known is None:
-            return None
+            return None if self._alike is None else self._takeAlike(data, self._alike)
         (line, fields), body, length = known
         if len(data) - body < length:
             line = RequestLine(line.method, line.target, line.version, line.persistent)
@@ -252,6 +271,27 @@ class RequestReader:
         self._ended = True
         self._rest = data[body + length :]
         self._owner.requestReceived(line, fields, data[body : body + length])
+        return b""
+
+    def _takeAlike(self, data: bytes, heads: AlikeHeads) -> bytes | None:
+        """The same, of what is kept for all connections."""
+        head = self._cut = cut(data)
+        like = None if head is None else heads.find(head)
+        if head is None or like is None:
+            return None
+        self._cut = None
+        session = head.session
+        line = RequestLine(like.method, like.targetOf(session), like.version, like.persistent)
+        line.length = self._left = head.length
+        fields = like.fieldsOf(session)
+        self._line, self._unparsed, self.reading = line, True, "body"
+        if self._owner.alikeReceived(line, fields, like.memo) and head.length:
+            self._known.remember((line, fields))
+        if head.length or self._stopped:
+            return data[head.end :]
+        self._ended, self.reading = True, ""
+        self._rest = data[head.end :]
+        self._owner.requestEnded()
         return b""
 
     def _takeLine(self, data: bytes) -> bytes:
@@ -340,7 +380,7 @@ class RequestReader:
             line.continues = line.version == b"1.1"
         self.reading = "body"
         if self._upgrade:
-            self._known.key = b""
+            self._known.key, self._cut = b"", None
             self._ignoreUpgrade(line, fields)
         self._ended = line.length == 0
         self._agree(self._complete, self._ended)
@@ -349,8 +389,21 @@ class RequestReader:
         self._fields, self._first = [], _NO_FIELDS
         pairs = tuple(fields)
         remembers = self._owner.headReceived(line, pairs) and not self._stopped
-        if remembers and line.length and not line.continues:
+        if line.continues or line.length is None:
+            return
+        if remembers and line.length:
             self._known.remember((line, pairs))
+        self._keep(line, pairs)
+
+    def _keep(self, line: RequestLine, fields: HeaderPairs) -> None:
+        """Keep a head for all connections, if it may be."""
+        head, self._cut = self._cut, None
+        if head is None or self._alike is None or self._stopped or head.length != line.length:
+            return
+        memo = self._owner.memo()
+        if memo is not None:
+            persistent = self._persistent
+            self._alike.keep(head, line.method, line.target, line.version, persistent, fields, memo)
 
     # The body.
 

@@ -32,6 +32,7 @@ KEEP_ALIVE = b"Connection: keep-alive\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 _REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
+_SESSION = b"mcp-session-id"
 _BREAKS = bytes.maketrans(b"\r\n\x00", b"   ")
 _now = time.time
 _dated: tuple[int, bytes] = (0, b"")
@@ -67,14 +68,22 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-@lru_cache(maxsize=256)
 def _fields(status: int, headers: HeaderPairs) -> bytes:
-    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown"))]
+    if headers and headers[-1][0] == _SESSION:
+        # Each id is written once: what else the answer says is the same for all.
+        return _common(status, headers[:-1]) + _line(*headers[-1])
+    return _common(status, headers)
+
+
+@lru_cache(maxsize=256)
+def _common(status: int, headers: HeaderPairs) -> bytes:
+    line = b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Unknown"))
+    return line + b"".join([_line(name, value) for name, value in headers])
+
+
+def _line(name: bytes, value: bytes) -> bytes:
     # A value comes from us or from what a server said: neither may begin another line.
-    lines += [
-        b"%b: %b" % (name.title(), value.translate(_BREAKS).strip(b" ")) for name, value in headers
-    ]
-    return b"\r\n".join(lines) + b"\r\n"
+    return b"%b: %b\r\n" % (name.title(), value.translate(_BREAKS).strip(b" "))
 
 
 def _date() -> bytes:

@@ -26,6 +26,7 @@ from gateway.http1.client import Fault, Outgoing, ResponseHead
 from gateway.links.interfaces import EventMark, ILinkListener
 from gateway.observe.observer import IObserver, MessageDropped
 from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode
+from gateway.wire.pieces import pack
 from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
 __all__ = ["LINGER", "Stream", "Surroundings"]
@@ -73,6 +74,7 @@ class Stream:
     _events: deque[ServerSentEvent] = field(factory=deque, init=False)
     _tooLong: bool = field(default=False, init=False)
     _collected: list[bytes] | None = field(default=None, init=False)
+    _packed: int = field(default=0, init=False)
     _size: int = field(default=0, init=False)
     _limit: int = field(default=0, init=False)
     _end: Fault | bool = field(default=False, init=False)
@@ -145,6 +147,7 @@ class Stream:
                 self.tooLarge()
             else:
                 self._collected.append(data)
+                self._packed = pack(self._collected, self._packed)
 
     def bodyEnded(self) -> None:
         """The body is complete."""

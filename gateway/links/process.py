@@ -42,6 +42,7 @@ _LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 _CHUNK = 64 * 1024
 _LAST_CHUNKS = 16
 """Of _CHUNK bytes: what is read at most of what a child left in a pipe."""
+_NOTHING = memoryview(b"")
 _KILLED_WAIT = 1.0
 """Seconds for a killed process to be reaped."""
 _LEFT_WAIT = 0.25
@@ -122,6 +123,7 @@ class Child(ProcessProtocol):
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._writing = 0
+        self._rest = _NOTHING
         self._stage: IDelayedCall | None = None
         self._look: IDelayedCall | None = None
         self._waiters: list[Deferred[None]] = []
@@ -172,7 +174,7 @@ class Child(ProcessProtocol):
         except OSError:
             return True  # As above; the reactor will notice, too.
         if written < len(line):
-            self._handOver(line[written:])
+            self._handOver(memoryview(line)[written:])
         return True
 
     def _enqueue(self, line: bytes) -> bool:
@@ -187,13 +189,21 @@ class Child(ProcessProtocol):
         self._refused = True
         return False
 
-    def _handOver(self, data: bytes) -> None:
-        self._writing = len(data)
-        self.transport.write(data)
+    def _handOver(self, data: memoryview) -> None:
+        """
+        Give the transport what it writes next, and keep the rest.
+
+        It would copy all of it twice, and a pipe takes no more at once anyway.
+        """
+        self._writing, self._rest = len(data), data[_CHUNK:]
+        self.transport.write(bytes(data[:_CHUNK]))
 
     def resumeProducing(self) -> None:
         """The transport has written what it had (twisted's IPullProducer)."""
         self._writing = 0
+        if self._rest:
+            self._handOver(self._rest)
+            return
         if self._queue:
             batch = [self._queue.popleft()]
             size = len(batch[0])
@@ -201,7 +211,7 @@ class Child(ProcessProtocol):
                 batch.append(self._queue.popleft())
                 size += len(batch[-1])
             self._queued -= size
-            self._handOver(b"".join(batch))
+            self._handOver(memoryview(b"".join(batch)))
         if self._refused and self._writing + self._queued <= self._limits.max_stdin_bytes // 2:
             self._refused = False
             self._owner.stdinDrained()
@@ -210,6 +220,7 @@ class Child(ProcessProtocol):
         """The pipe is closed (twisted's IPullProducer)."""
         self._queue.clear()
         self._queued = 0
+        self._rest = _NOTHING
 
     # stdout
 
@@ -260,6 +271,9 @@ class Child(ProcessProtocol):
         if self._ending or self._exited:
             return
         self._ending = True
+        if self._rest:
+            # The line that it has begun to read.
+            self.transport.write(bytes(self._rest))
         self.stopProducing()
         # Unless it is read, a child may block on its last words; and a producer keeps the
         # pipe from being closed.

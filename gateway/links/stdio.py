@@ -146,7 +146,7 @@ class StdioLink:
         """See ILink. Also False once the link is over."""
         if self._state is not _OPEN:
             return False
-        if not self._child.write(message.encode() + b"\n") and self._child.full:
+        if not self._child.write(message.encodeLine()) and self._child.full:
             self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
             return False
         # A child that is ending takes nothing more, but it is not busy: `lost` is about to say so.

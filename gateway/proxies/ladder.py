@@ -134,6 +134,18 @@ class Found:
     tolerated: bool
     refusal: Refusal | None = None
 
+    def of(self, head: RequestHead) -> Found | None:
+        """
+        The same of a head that differs in nothing but the session it names, and perhaps its client.
+        """
+        context, entrance = self.context, self.entrance
+        if context.peer != head.peer:
+            return None
+        sessions = _sessions(head, entrance)
+        return Found(
+            entrance, context, self.json, self.events, self.version, sessions, self.tolerated
+        )
+
 
 @define(eq=False)
 class Admitted:
@@ -286,10 +298,7 @@ class Ladder:
         json, events = accepts(b",".join(head.headerValues(b"accept")))
         said = head.header(b"mcp-protocol-version")
         version = None if said is None else said.decode("latin-1").strip()
-        if entrance.naming is _HEADER:
-            sessions = head.headerValues(b"mcp-session-id")
-        else:
-            sessions = _queried(head.query)
+        sessions = _sessions(head, entrance)
         tolerated = version is None or version in LEGACY
         found = Found(entrance, context, json, events, version, sessions, tolerated)
         found.refusal = self._content(head, found)
@@ -495,6 +504,13 @@ def _callerOf(callers: str, head: RequestHead) -> str:
     if kind != "header":
         return ""
     return b",".join(head.headerValues(name.lower().encode("latin-1", "replace"))).decode("latin-1")
+
+
+def _sessions(head: RequestHead, entrance: Entrance) -> list[bytes]:
+    """The ids of sessions that a head names."""
+    if entrance.naming is _HEADER:
+        return head.headerValues(b"mcp-session-id")
+    return _queried(head.query)
 
 
 def _queried(query: bytes) -> list[bytes]:

@@ -74,6 +74,9 @@ __all__ = [
 
 MAX_ID = 4096
 MAX_BATCH = 10_000
+_LARGE = 4 * 1024
+_TRIES = 64
+"""Bytes of a text in which one byte is looked for before several, and how often."""
 
 _WS = b" \t\n\r"
 _NUMBER = frozenset(b"-0123456789")
@@ -82,6 +85,7 @@ _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
 _decodeItems = msgspec.json.Decoder(list[Raw]).decode
 _decodeAny = msgspec.json.Decoder(Raw).decode
 _encode = msgspec.json.encode
+_encodeLines = msgspec.json.Encoder().encode_lines
 
 
 class NotAMessage(Exception):
@@ -131,6 +135,13 @@ class Message(msgspec.Struct, eq=False):
         """The message as one line of JSON, without the line's end."""
         data = _encode(self.fields)
         return _oneLine(data) if b"\n" in data or b"\r" in data else data
+
+    def encodeLine(self) -> bytes:
+        """The same with its end; a large message is not copied for that."""
+        data = _encodeLines((self.fields,))
+        if data.find(b"\n", 0, len(data) - 1) >= 0 or b"\r" in data:
+            return _oneLine(data[:-1]) + b"\n"
+        return data
 
     @property
     def isError(self) -> bool:
@@ -302,7 +313,8 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         kind = NOTIFICATION if id is None else REQUEST
         # Looking for the key spares large params a second parse. An escape may hide it; to look
         # for one byte first is much quicker than for two.
-        plain = b'"_meta"' not in data and (b"\\" not in data or b"\\u" not in data)
+        named = b'"_meta"' in data if len(data) < _LARGE else _namesMeta(data)
+        plain = not named and (b"\\" not in data or b"\\u" not in data)
         return Message(kind, fields, id, method, plain)
     if ("result" in fields) == ("error" in fields):
         raise NotAMessage('a message has a "method", or one of "result" and "error"', id)
@@ -311,6 +323,22 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
     if "error" in fields and memoryview(fields["error"])[0] != 123:
         raise NotAMessage('"error" must be an object', id)
     return Message(RESPONSE, fields, id)
+
+
+def _namesMeta(data: bytes) -> bool:
+    """
+    Whether `"_meta"` is in a large text.
+
+    One byte is found thirty times as quickly as several: 0.04 ms in 4 MiB, not 1.4.
+    """
+    at = data.find(b"_")
+    for _ in range(_TRIES):
+        if at < 0:
+            return False
+        if data.startswith(b'"_meta"', at - 1):
+            return True
+        at = data.find(b"_", at + 1)
+    return data.find(b'"_meta"', max(0, at - 1)) >= 0
 
 
 @lru_cache(maxsize=256)

@@ -36,6 +36,7 @@ __all__ = [
     "fieldLines",
     "forwardableHeaders",
     "forwardingHeaders",
+    "isCredential",
     "isFieldValue",
     "isReserved",
     "requestHeaders",
@@ -156,7 +157,7 @@ def forwardableHeaders(
         if name not in _NEVER
         and name not in nominated
         and not name.startswith(_NEVER_FAMILIES)
-        and (forwardAuthorization or not _isCredential(name))
+        and (forwardAuthorization or not isCredential(name))
         and b"_" not in name
         and _TOKEN.fullmatch(name)
         and isFieldValue(value)
@@ -244,5 +245,6 @@ def isFieldValue(value: bytes) -> bool:
     return _VALUE.fullmatch(value) is not None
 
 
-def _isCredential(name: bytes) -> bool:
+def isCredential(name: bytes) -> bool:
+    """Whether a field is known to carry a credential; name: in lower case."""
     return name in _CREDENTIALS or name.startswith(_CREDENTIAL_FAMILIES)

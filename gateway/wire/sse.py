@@ -21,6 +21,8 @@ import re
 
 from attrs import define, field, frozen
 
+from gateway.wire.pieces import pack
+
 __all__ = ["EventTooLong", "SSEParser", "ServerSentEvent", "comment", "encodeEvent"]
 
 _BOM = b"\xef\xbb\xbf"
@@ -119,12 +121,15 @@ class SSEParser:
     _start: bytes | None = field(default=b"", init=False)
     """What may yet become a byte order mark; None once the start is behind us."""
     _afterCR: bool = field(default=False, init=False)
-    _line: bytearray = field(factory=bytearray, init=False)
-    """The line that has not ended."""
+    _line: list[bytes] = field(factory=list, init=False)
+    """The line that has not ended, in pieces; the bytes of it, and how many are packed."""
+    _lineSize: int = field(default=0, init=False)
+    _linePacked: int = field(default=0, init=False)
     _size: int = field(default=0, init=False)
     """Bytes of this event's finished lines."""
     _over: bool = field(default=False, init=False)
     _data: list[bytes] = field(factory=list, init=False)
+    _packed: int = field(default=0, init=False)
     _event: bytes = field(default=b"", init=False)
     _id: bytes | None = field(default=None, init=False)
     _retry: bytes | None = field(default=None, init=False)
@@ -154,9 +159,10 @@ class SSEParser:
         lines = data.splitlines()
         tail = lines.pop() if lines and data[-1] not in b"\r\n" else b""
         if self._line and lines:
-            self._line += lines[0]
-            lines[0] = bytes(self._line)
+            self._line.append(lines[0])
+            lines[0] = b"".join(self._line)
             self._line.clear()
+            self._lineSize = self._linePacked = 0
         events: list[ServerSentEvent] = []
         for line in lines:
             if line:
@@ -164,8 +170,10 @@ class SSEParser:
             else:
                 self._eventEnded(events)
         if tail:
-            self._bound(len(self._line) + len(tail), events)
-            self._line += tail
+            self._lineSize += len(tail)
+            self._bound(self._lineSize, events)
+            self._line.append(tail)
+            self._linePacked = pack(self._line, self._linePacked)
         return events
 
     def _started(self, data: bytes) -> bytes:
@@ -192,6 +200,7 @@ class SSEParser:
             value = value[1:]
         if name == b"data":
             self._data.append(value)
+            self._packed = pack(self._data, self._packed, b"\n")
         elif name == b"event":
             self._event = value
         elif name == b"id":
@@ -205,5 +214,6 @@ class SSEParser:
             data = b"\n".join(self._data) if self._data else None
             events.append(ServerSentEvent(data, self._event or b"message", self._id, self._retry))
             self._data.clear()
+            self._packed = 0
         self._event, self._id, self._retry = b"", None, None
         self._size = 0
