@@ -340,7 +340,7 @@ class RequestReader:
             line.continues = line.version == b"1.1"
         self.reading = "body"
         if self._upgrade:
-            self._known.key = b""
+            self._known.key = None
             self._ignoreUpgrade(line, fields)
         self._ended = line.length == 0
         self._agree(self._complete, self._ended)
