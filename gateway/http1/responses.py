@@ -55,7 +55,8 @@ class End(Enum):
 END: Final = End.END
 
 
-@frozen(repr=False)
+# Not frozen, though nobody changes one: most answers make one, and freezing trebles its cost.
+@define(repr=False)
 class ResponseHead:
     """
     The final head of an answer.
@@ -68,6 +69,12 @@ class ResponseHead:
     status: int
     pairs: list[tuple[bytes, bytes]]
     length: int | None = None
+    _mediaType: bytes | None = field(default=None, eq=False)
+    _encoded: bool | None = field(default=None, eq=False)
+
+    def withLength(self, length: int) -> ResponseHead:
+        """The same head, of a body of another length."""
+        return ResponseHead(self.status, self.pairs, length, self.mediaType, self.encoded)
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a field; name: in lower case."""
@@ -76,17 +83,19 @@ class ResponseHead:
     @property
     def mediaType(self) -> bytes:
         """The media type in lower case, without parameters; b"" where it is missing or twice."""
-        values = self.values(b"content-type")
-        return values[0].split(b";")[0].strip().lower() if len(values) == 1 else b""
+        if self._mediaType is None:
+            values = self.values(b"content-type")
+            one = values[0] if len(values) == 1 else b""
+            self._mediaType = one.split(b";")[0].strip().lower()
+        return self._mediaType
 
     @property
     def encoded(self) -> bool:
         """Whether the body has a content coding."""
-        values = self.values(b"content-encoding")
-        if not values:
-            return False
-        codings = b",".join(values).lower().split(b",")
-        return any(one.strip() not in (b"", b"identity") for one in codings)
+        if self._encoded is None:
+            codings = b",".join(self.values(b"content-encoding")).lower().split(b",")
+            self._encoded = any(one.strip() not in (b"", b"identity") for one in codings)
+        return self._encoded
 
 
 @frozen
@@ -211,11 +220,11 @@ class ResponseReader:
             if kept is not None:
                 fresh = len(kept)
                 kept += data
-                self._known.key = b""
+                self._known.key = None
             elif (known := self._known.find(data)) is not None:
                 same, end, length = known
                 self._bound(end)
-                events.append(ResponseHead(same.status, same.pairs, length))
+                events.append(same.withLength(length))
                 self._phase, self._left, self.reusable = _LENGTH, length, True
                 return data[end:]
             whole = data if kept is None else kept
