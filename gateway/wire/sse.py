@@ -19,16 +19,22 @@ from __future__ import annotations
 
 import re
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 __all__ = ["EventTooLong", "SSEParser", "ServerSentEvent", "comment", "encodeEvent"]
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _UNSAFE = re.compile(rb"[\r\n\x00]")
+# A whole event, as nearly every server writes it.
+_COMMON = re.compile(
+    rb"(?:event: message\r?\n)?(?:id: ([^\r\n\x00]*+)\r?\n)?(?:event: message\r?\n)?"
+    rb"data: ([^\r\n]*+)\r?\n\r?\n"
+)
 
 
-@frozen
+# Not frozen, though nobody changes one: a stream makes many, and freezing trebles its cost.
+@define
 class ServerSentEvent:
     """
     One event.
@@ -149,6 +155,12 @@ class SSEParser:
             return []
         if self._afterCR and data[0] == 0x0A:
             data = data[1:]
+        events: list[ServerSentEvent] = []
+        if not (self._size or self._line) and len(data) <= self.limit:
+            data = data[self._takeCommon(data, events) :]
+            if not data:
+                self._afterCR = False
+                return events
         self._afterCR = data[-1:] == b"\r"
         # Of bytes, unlike of str, this splits at CRLF, CR and LF only.
         lines = data.splitlines()
@@ -157,7 +169,6 @@ class SSEParser:
             self._line += lines[0]
             lines[0] = bytes(self._line)
             self._line.clear()
-        events: list[ServerSentEvent] = []
         for line in lines:
             if line:
                 self._lineEnded(line, events)
@@ -167,6 +178,14 @@ class SSEParser:
             self._bound(len(self._line) + len(tail), events)
             self._line += tail
         return events
+
+    def _takeCommon(self, data: bytes, events: list[ServerSentEvent]) -> int:
+        """Take whole events without a look at each line. Returns: where the rest begins."""
+        at = 0
+        while (found := _COMMON.match(data, at)) is not None:
+            at = found.end()
+            events.append(ServerSentEvent(found[2], b"message", found[1]))
+        return at
 
     def _started(self, data: bytes) -> bytes:
         """What follows the byte order mark; nothing as long as it cannot be told."""
