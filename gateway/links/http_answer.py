@@ -30,6 +30,7 @@ from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
 __all__ = ["LINGER", "Stream", "Surroundings"]
 
+_NONE: deque[ServerSentEvent] = deque()
 LINGER = 1.0
 """Seconds a server gets to end a body of which all that matters was told."""
 
@@ -70,7 +71,8 @@ class Stream:
     told: bool = field(default=False, init=False)
     gone: bool = field(default=False, init=False)
     _parser: SSEParser | None = field(default=None, init=False)
-    _events: deque[ServerSentEvent] = field(factory=deque, init=False)
+    _events: deque[ServerSentEvent] = field(default=_NONE, init=False)
+    """What came and was not told; only an event stream has its own."""
     _tooLong: bool = field(default=False, init=False)
     _collected: list[bytes] | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
@@ -186,7 +188,7 @@ class Stream:
 
     def parse(self) -> None:
         """Take the body as an event stream."""
-        self._parser = SSEParser(self.around.limits.max_answer)
+        self._parser, self._events = SSEParser(self.around.limits.max_answer), deque()
 
     @property
     def collected(self) -> bytes:

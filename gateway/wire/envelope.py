@@ -75,6 +75,8 @@ __all__ = [
 MAX_ID = 4096
 MAX_BATCH = 10_000
 
+# As numbers: to look for a byte as bytes raises, and clears, a TypeError each time.
+_LF, _CR, _BACKSLASH = b"\n\r\\"
 _WS = b" \t\n\r"
 _NUMBER = frozenset(b"-0123456789")
 _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
@@ -130,7 +132,7 @@ class Message(msgspec.Struct, eq=False):
     def encode(self) -> bytes:
         """The message as one line of JSON, without the line's end."""
         data = _encode(self.fields)
-        return _oneLine(data) if b"\n" in data or b"\r" in data else data
+        return _oneLine(data) if _LF in data or _CR in data else data
 
     @property
     def isError(self) -> bool:
@@ -302,7 +304,7 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         kind = NOTIFICATION if id is None else REQUEST
         # Looking for the key spares large params a second parse. An escape may hide it; to look
         # for one byte first is much quicker than for two.
-        plain = b'"_meta"' not in data and (b"\\" not in data or b"\\u" not in data)
+        plain = data.find(b'"_meta"') < 0 and (_BACKSLASH not in data or b"\\u" not in data)
         return Message(kind, fields, id, method, plain)
     if ("result" in fields) == ("error" in fields):
         raise NotAMessage('a message has a "method", or one of "result" and "error"', id)
@@ -334,8 +336,8 @@ def _id(raw: Raw) -> bytes:
 
 
 def _oneLine(data: bytes) -> bytes:
-    if b"\n" in data:
+    if _LF in data:
         data = data.replace(b"\n", b" ")
-    if b"\r" in data:
+    if _CR in data:
         data = data.replace(b"\r", b" ")
     return data

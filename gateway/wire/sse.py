@@ -23,6 +23,8 @@ from attrs import define, field
 
 __all__ = ["EventTooLong", "SSEParser", "ServerSentEvent", "comment", "encodeEvent"]
 
+# As numbers: to look for a byte as bytes raises, and clears, a TypeError each time.
+_LF, _CR = b"\n\r"
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _UNSAFE = re.compile(rb"[\r\n\x00]")
@@ -83,7 +85,7 @@ def encodeEvent(
         head = b"event: message\ndata: "
     else:
         head = _head(event, id, retry)
-    if b"\n" in data or b"\r" in data:
+    if _LF in data or _CR in data:
         data = _LINE_END.sub(b"\ndata: ", data)
     return b"%b%b\n\n" % (head, data)
 
