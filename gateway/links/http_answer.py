@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-from attrs import define, field
+import msgspec
+from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from gateway.guard.limits import Limits
@@ -53,8 +54,8 @@ class Surroundings:
     onRefused: Callable[[int], None]
 
 
-@define(eq=False, repr=False, kw_only=True)
-class Stream:
+# A Struct, as each call makes one (see `gateway.wire.envelope`).
+class Stream(msgspec.Struct, eq=False, kw_only=True):
     """
     One request and its answer; see the module. Its link opens it and closes it by `abort`.
 
@@ -66,21 +67,23 @@ class Stream:
     around: Surroundings
     listener: ILinkListener
     origin: object | None
-    outgoing: Outgoing | None = field(default=None, init=False)
-    held: bool = field(default=False, init=False)
-    told: bool = field(default=False, init=False)
-    gone: bool = field(default=False, init=False)
-    _parser: SSEParser | None = field(default=None, init=False)
-    _events: deque[ServerSentEvent] = field(default=_NONE, init=False)
+    outgoing: Outgoing | None = None
+    held: bool = False
+    told: bool = False
+    gone: bool = False
+    _parser: SSEParser | None = None
+    _events: deque[ServerSentEvent] = _NONE
     """What came and was not told; only an event stream has its own."""
-    _tooLong: bool = field(default=False, init=False)
-    _collected: list[bytes] | None = field(default=None, init=False)
-    _size: int = field(default=0, init=False)
-    _limit: int = field(default=0, init=False)
-    _end: Fault | bool = field(default=False, init=False)
+    _tooLong: bool = False
+    _collected: list[bytes] | None = None
+    _size: int = 0
+    _limit: int = 0
+    _end: Fault | bool = False
     """How the body ended: True in order; False as long as it has not."""
-    _timer: IDelayedCall | None = field(default=None, init=False)
+    _timer: IDelayedCall | None = None
     LINGER: ClassVar[float] = LINGER
+    # What it holds holds it, and credentials.
+    __repr__ = object.__repr__
 
     def hold(self) -> None:
         """Read and tell nothing until `release`."""
