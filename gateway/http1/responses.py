@@ -195,6 +195,9 @@ class ResponseReader:
         """Bytes came; not empty. Returns: what is in them."""
         events: list[Event] = []
         try:
+            if self._phase is _CHUNKED:
+                self._readChunks(data, events)
+                return events
             if self._phase is _HEAD:
                 data = self._readHead(data, events)
                 if self._phase is _HEAD or (not data and self._phase is not _LENGTH):
@@ -345,7 +348,7 @@ class ResponseReader:
             self._execute(data)
         finally:
             events.extend(pieces)
-        self._tail = (self._tail + data[-5:])[-5:]
+        self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
         if parts.complete:
             # llhttp passes over line ends before the next message.
             if self._tail[-4:] != b"\r\n\r\n" or self._tail[:1] == b"\n":

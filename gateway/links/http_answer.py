@@ -138,10 +138,15 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         """Bytes of the body came."""
         if self._parser is not None:
             try:
-                self._events.extend(self._parser.feed(data))
+                events = self._parser.feed(data)
             except EventTooLong as error:
-                self._events.extend(error.events)
+                events = error.events
                 self._tooLong = True
+            if len(events) == 1 and not (self._events or self.held or self.told or self._tooLong):
+                # Nearly always; the queue is for what cannot be told at once.
+                self._eventReceived(events[0])
+                return
+            self._events.extend(events)
             self._tell()
         elif self._collected is not None:
             self._size += len(data)
@@ -248,7 +253,10 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         except (NotJSON, NotAMessage):
             self.noiseReceived(len(event.data))
             return
-        for one in [decoded] if isinstance(decoded, Message) else decoded:
+        if isinstance(decoded, Message):
+            self.messageReceived(decoded, mark)
+            return
+        for one in decoded:
             if self.told:
                 return
             if isinstance(one, Message):

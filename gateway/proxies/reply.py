@@ -81,7 +81,7 @@ class Reply(msgspec.Struct, eq=False):
         """Send a message that is no answer. False: it was not taken."""
         if self._done or not self.events:
             return False
-        return self._open().deliver(message, mark)
+        return (self._channel or self._open()).deliver(message, mark)
 
     def marked(self, mark: EventMark) -> None:
         """Send an event that has no message."""

@@ -391,7 +391,8 @@ class Relay:
                 if isinstance(effect, Deliver) and effect.target is origin.target:
                     origin.numbered = True
         self._do(effects, mark)
-        self._tidy()
+        if self._keeper.retired:
+            self._tidy()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         if not self.transparent:

@@ -38,6 +38,7 @@ from gateway.wire.strictjson import (
     MAX_MEMBERS,
     NotJSON,
     brackets,
+    encoded,
     fieldsOf,
     members,
     parsed,
@@ -170,12 +171,17 @@ class Message(msgspec.Struct, eq=False):
 
         Parameters in an array have no names: such a message stays as it is.
         """
-        params = self.fields.get("params")
-        spelled = b"{}" if params is None else bytes(params)
-        if spelled[:1] != b"{":
-            return self
+        if self._params:
+            # They were read before.
+            spelled = encoded({**self._params, name: Raw(value)})
+        else:
+            params = self.fields.get("params")
+            spelled = b"{}" if params is None else bytes(params)
+            if spelled[:1] != b"{":
+                return self
+            spelled = withMember(spelled, name, value)
         fields = self.fields.copy()
-        fields["params"] = Raw(withMember(spelled, name, value))
+        fields["params"] = Raw(spelled)
         return Message(self.kind, fields, self.id, self.method)
 
     def withoutParam(self, name: str) -> Message:

@@ -28,7 +28,7 @@ _LF, _CR = b"\n\r"
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _UNSAFE = re.compile(rb"[\r\n\x00]")
-# A whole event, as nearly every server writes it.
+# A whole event, as nearly every server writes it: it needs no look at each line.
 _COMMON = re.compile(
     rb"(?:event: message\r?\n)?(?:id: ([^\r\n\x00]*+)\r?\n)?(?:event: message\r?\n)?"
     rb"data: ([^\r\n]*+)\r?\n\r?\n"
@@ -159,10 +159,14 @@ class SSEParser:
             data = data[1:]
         events: list[ServerSentEvent] = []
         if not (self._size or self._line) and len(data) <= self.limit:
-            data = data[self._takeCommon(data, events) :]
-            if not data:
-                self._afterCR = False
-                return events
+            at = 0
+            while (found := _COMMON.match(data, at)) is not None:
+                events.append(ServerSentEvent(found[2], b"message", found[1]))
+                at = found.end()
+                if at == len(data):
+                    self._afterCR = False
+                    return events
+            data = data[at:]
         self._afterCR = data[-1:] == b"\r"
         # Of bytes, unlike of str, this splits at CRLF, CR and LF only.
         lines = data.splitlines()
@@ -180,14 +184,6 @@ class SSEParser:
             self._bound(len(self._line) + len(tail), events)
             self._line += tail
         return events
-
-    def _takeCommon(self, data: bytes, events: list[ServerSentEvent]) -> int:
-        """Take whole events without a look at each line. Returns: where the rest begins."""
-        at = 0
-        while (found := _COMMON.match(data, at)) is not None:
-            at = found.end()
-            events.append(ServerSentEvent(found[2], b"message", found[1]))
-        return at
 
     def _started(self, data: bytes) -> bytes:
         """What follows the byte order mark; nothing as long as it cannot be told."""
