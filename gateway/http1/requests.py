@@ -202,7 +202,11 @@ class RequestReader:
     def proceed(self) -> None:
         """Read the next request, of which some may have come. Raises BadRequest."""
         rest, self._rest = self._rest, b""
-        self._begin()
+        if self._line is None:
+            # It was remembered and came whole, and has left nothing else behind.
+            self._ended = False
+        else:
+            self._begin()
         if rest and not self._stopped:
             self._take(rest)
 

@@ -228,7 +228,12 @@ class ResponseReader:
                 same, end, length = known
                 self._bound(end)
                 events.append(same.withLength(length))
-                self._phase, self._left, self.reusable = _LENGTH, length, True
+                self.reusable = True
+                if end + length == len(data):
+                    events += (data[end:], END)
+                    self._phase = _IDLE
+                    return b""
+                self._phase, self._left = _LENGTH, length
                 return data[end:]
             whole = data if kept is None else kept
             end = whole.find(b"\r\n\r\n", max(0, fresh - 3))

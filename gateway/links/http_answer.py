@@ -232,7 +232,8 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         if self.gone:
             return
         self.gone = True
-        self.answered()
+        if self._timer is not None:
+            self.answered()
         self.around.onGone(self)
 
     def _expired(self) -> None:
