@@ -74,6 +74,8 @@ class ResponseHead:
 
     def withLength(self, length: int) -> ResponseHead:
         """The same head, of a body of another length."""
+        if length == self.length:
+            return self
         return ResponseHead(self.status, self.pairs, length, self.mediaType, self.encoded)
 
     def values(self, name: bytes) -> list[bytes]:
