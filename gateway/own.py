@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import gc
 import time
+from functools import partial
 from typing import Any
 
 from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
 
 from gateway.banner import banner
 from gateway.config import Configuration
 from gateway.service import GatewayService
 
 __all__ = ["ownService"]
+
+_log = Logger()
 
 
 class _OwnService(GatewayService):
@@ -56,4 +60,28 @@ def ownService(configuration: Configuration, reactor: Any) -> GatewayService:
     """The gateway of this process; the reactor is the process's own, too."""
     # Twisted's timers follow the wall clock; a step of it would fire them early or freeze them.
     reactor.seconds = time.monotonic
+    _ownPoll(reactor)
     return _OwnService(configuration, reactor)
+
+
+def _ownPoll(reactor: Any) -> None:
+    """
+    Have the reactor do what is ready without a log context for each, which costs 2 µs: nothing of
+    ours logs by one (`twisted.python.log`).
+    """
+    names = ("_poller", "_selectables", "_doReadOrWrite")
+    if type(reactor).__name__ == "EPollReactor" and all(hasattr(reactor, name) for name in names):
+        reactor.doIteration = partial(_poll, reactor)
+
+
+def _poll(reactor: Any, timeout: float | None) -> None:
+    """As `EPollReactor.doPoll`."""
+    selectables, do = reactor._selectables, reactor._doReadOrWrite
+    for fd, event in reactor._poller.poll(-1 if timeout is None else timeout, len(selectables)):
+        selectable = selectables.get(fd)
+        # What was ready may be gone by now.
+        if selectable is not None:
+            try:
+                do(selectable, fd, event)
+            except Exception:
+                _log.failure("while something was read or written")

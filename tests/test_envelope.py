@@ -665,6 +665,28 @@ def test_withParamReplacesOrAdds() -> None:
     assert array.withMeta("n", b"1").encode() == array.encode()
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        b'{"a":1,"b": {"c" :2},"d":"\\ud83d"}',
+        b'{"\\ud800":1,"b":"\\ud800","\\u0061":2}',
+        b'{"b":1,"b":2, "a" : [1 ,2]}',
+        b'{"\\u0062":1}',
+        b"{}",
+        b"[1]",
+    ],
+)
+@pytest.mark.parametrize("name", ["b", "n"])
+def test_whatWasReadBeforeIsChangedAlike(params: bytes, name: str) -> None:
+    data = REQUEST + b',"params":' + params + b"}"
+    asked = _one(data)
+    asked.param("b")
+    changed = asked.withParam(name, b"9")
+    assert changed.encode() == _one(data).withParam(name, b"9").encode()
+    assert changed.param(name) == (None if params[:1] == b"[" else b"9")
+    assert asked.encode() == _one(data).encode()
+
+
 def test_withMetaReplacesOrAdds() -> None:
     token = REQUEST + b',"params":{"_meta":{"progressToken":"a","k":"\\ud800"},"x":1.0}}'
     assert (

@@ -483,6 +483,7 @@ HEADS = (
     OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n",
     OK + b"content-length: %d\r\nX: 1\r\n\r\n",
     b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n",
+    OK + b"Content-Encoding: br\r\nContent-Length: %d\r\nContent-Type: Text/X;q\r\n\r\n",
     OK + b"Content-Length: %d\r\nConnection: close\r\n\r\n",
     b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: %d\r\n\r\n",
     OK + b"X-Content-Length: 1\r\nContent-Length: %d\r\n\r\n",
@@ -520,6 +521,8 @@ def _told(events: list[Event]) -> list[object]:
         (
             event.status,
             event.length,
+            event.mediaType,
+            event.encoded,
             [pair for pair in event.pairs if pair[0] != b"content-length"],
         )
         if isinstance(event, ResponseHead)

@@ -18,6 +18,7 @@ _PIECES = st.sampled_from(
         *(b"\r", b"\n", b"\r\n", b"\n\n", b":", b": ", b" ", b"\x00", b"\xef\xbb\xbf", b"\xef"),
         *(b"data", b"data:", b"data: x", b"event", b"event: y", b"id", b"id: 7", b"id:\x00"),
         *(b"retry: 10", b"retry: 1x", b"retry:", b"DATA: z", b"\xe2\x80\xa8", b"\x0b\x0c\x1c\x85"),
+        *(b"event: message\n", b"id: 8\n", b"data: y\n\n", b"data: y\r\n\r\n", b"data: y\n\r\n"),
     ]
 )
 _STREAMS = st.lists(st.one_of(_PIECES, st.binary(max_size=4)), max_size=30).map(b"".join)

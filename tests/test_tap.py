@@ -15,10 +15,12 @@ from attrs import define
 from certificate import selfSigned
 from processes import ROOT, Process, start, startGateway
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
 
 import gateway
 from gateway.banner import banner
 from gateway.config import readConfiguration
+from gateway.own import _ownPoll as ownPoll
 from gateway.tap import Options
 
 INITIALIZE = {
@@ -243,3 +245,62 @@ async def test_sigint_ends_it_in_order() -> None:
     await initialize(f"{running.base}/mcp")
     running.process.kill(signal.SIGINT)
     assert await running.process.ended == 0
+
+
+class Reads:
+    """A descriptor that counts what it was told, and may fail at it."""
+
+    def __init__(self, end: socket.socket, raises: Exception | None = None) -> None:
+        self.fileno = end.fileno
+        self.raises = raises
+        self.heard = 0
+        self.lost: list[object] = []
+
+    def logPrefix(self) -> str:
+        return "nobody asks"
+
+    def doRead(self) -> None:
+        self.heard += 1
+        if self.raises is not None:
+            raise self.raises
+
+    def connectionLost(self, reason: object) -> None:
+        self.lost.append(reason)
+        if self.raises is not None:
+            raise self.raises
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no epoll")
+def test_the_reactor_does_what_is_ready_and_a_failure_fails_itself_alone(
+    expectedFailures: list[dict[str, object]],
+) -> None:
+    from twisted.internet.epollreactor import EPollReactor
+
+    reactor = EPollReactor()
+    ownPoll(reactor)
+    assert reactor.doIteration != reactor.doPoll
+    ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+    good, bad, gone = map(Reads, ours)
+    bad.raises = ValueError("broken")
+    good.doRead = lambda: reactor.removeReader(gone) or Reads.doRead(good)  # type: ignore[method-assign]
+    try:
+        for reader in (good, bad, gone):
+            reactor.addReader(reader)
+        for end in theirs:
+            end.send(b"x")
+        reactor.doIteration(0)
+        reactor.doIteration(0)
+        assert (good.heard, bad.heard) == (2, 1)
+        assert len(bad.lost) == 1
+        assert gone.heard <= 1
+        reactor.doIteration(0.001)
+    finally:
+        reactor.removeAll()
+        for end in (*ours, *theirs):
+            end.close()
+
+
+def test_another_reactor_is_left_alone() -> None:
+    clock = Clock()
+    ownPoll(clock)
+    assert not hasattr(clock, "doIteration")

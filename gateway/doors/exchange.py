@@ -221,8 +221,9 @@ class LLSink:
         """See EventSink."""
         connection = self._connection
         if connection is not None:
-            connection.out.write(chunk(data) if self.chunked else data)
-            self.blocked = connection.out.blocked
+            out = connection.out
+            out.write(chunk(data) if self.chunked else data)
+            self.blocked = out.blocked
         return not self.blocked
 
     def close(self) -> None:

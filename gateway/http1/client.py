@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -62,8 +63,8 @@ class Receiver(Protocol):
         """The request failed; nothing else is called."""
 
 
-@define(eq=False, repr=False)
-class Outgoing:
+# A Struct, as each call makes one (see `gateway.wire.envelope`).
+class Outgoing(msgspec.Struct, eq=False):
     """
     One request on its way, until its answer ended. `HTTPClient` makes it; it ends with its answer,
     or by `abort`.
@@ -80,12 +81,14 @@ class Outgoing:
     _fields: bytes
     _body: bytes | None
     _receiver: Receiver | None
-    headWait: float | None = field(default=None, init=False)
-    bodyWait: float | None = field(default=None, init=False)
-    paused: bool = field(default=False, init=False)
-    _connection: Connection | None = field(default=None, init=False)
-    _attempt: Attempt | None = field(default=None, init=False)
-    _redirects: int = field(default=0, init=False)
+    headWait: float | None = None
+    bodyWait: float | None = None
+    paused: bool = False
+    _connection: Connection | None = None
+    _attempt: Attempt | None = None
+    _redirects: int = 0
+    # Its header may hold credentials.
+    __repr__ = object.__repr__
 
     @property
     def size(self) -> int:

@@ -159,6 +159,8 @@ class Connection(TwistedProtocol):
             watchPeer(plain.socket, self._owner.limits.upstream_half_open)
             if plain is transport:
                 self._socket = plain.socket
+                # In place of the endpoint's wrapper, which only passes on what it hears.
+                plain.protocol = self
                 if hasattr(select, "poll"):
                     self._poll = select.poll()
                     self._poll.register(plain.socket, select.POLLIN)

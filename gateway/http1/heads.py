@@ -29,15 +29,16 @@ class KnownHeads(Generic[_Known]):
     """
     What one connection remembers, with what was made of it.
 
-    key: of the head that was looked for last; b"" where it has none, and to have it forgotten.
+    key: what stands before and after the digits in the head that was looked for last and was not
+        known; None where it cannot be remembered, and to have it forgotten.
     """
 
     __slots__ = ("_heads", "key")
 
     def __init__(self) -> None:
         # Most connections never need one.
-        self._heads: dict[bytes, _Known] | None = None
-        self.key = b""
+        self._heads: tuple[tuple[bytes, bytes, _Known], ...] = ()
+        self.key: tuple[bytes, bytes] | None = None
 
     def find(self, data: bytes) -> tuple[_Known, int, int] | None:
         """
@@ -46,30 +47,38 @@ class KnownHeads(Generic[_Known]):
         Returns: what was made of it the last time; its end in the bytes, and the length of its
             body now, which is above 0.
         """
-        self.key = b""
-        end = data.find(_END)
-        if end < 0 or end > _LARGEST:
-            return None
-        at = data.find(_DECLARED[0], 0, end)
-        if at < 0:
-            at = data.find(_DECLARED[1], 0, end)
-            if at < 0:
-                return None
-        at += len(_DECLARED[0])
-        stop = data.find(b"\r\n", at)
-        digits = data[at:stop]
-        if not digits.isdigit() or len(digits) > _DIGITS:
-            return None
-        self.key = data[:at] + data[stop:end]
-        known = None if self._heads is None else self._heads.get(self.key)
-        length = int(digits)
-        if known is None or not length:
-            return None
-        return known, end + 4, length
+        for before, after, known in self._heads:
+            if data.startswith(before):
+                at = len(before)
+                stop = data.find(b"\r", at, at + _DIGITS + 1)
+                if stop > 0 and data.startswith(after, stop):
+                    digits = data[at:stop]
+                    if digits.isdigit() and (length := int(digits)):
+                        self.key = None
+                        return known, stop + len(after), length
+        self.key = _around(data)
+        return None
 
     def remember(self, known: _Known) -> None:
         """Remember the head that was looked for last: it is good, and its body has a length."""
-        if self.key:
-            if self._heads is None or len(self._heads) >= _MOST:
-                self._heads = {}
-            self._heads[self.key] = known
+        if self.key is not None:
+            heads = self._heads if len(self._heads) < _MOST else ()
+            self._heads = (*heads, (*self.key, known))
+
+
+def _around(data: bytes) -> tuple[bytes, bytes] | None:
+    """What stands around the digits of its length in the head that some bytes begin with."""
+    end = data.find(_END)
+    if end < 0 or end > _LARGEST:
+        return None
+    at = data.find(_DECLARED[0], 0, end)
+    if at < 0:
+        at = data.find(_DECLARED[1], 0, end)
+        if at < 0:
+            return None
+    at += len(_DECLARED[0])
+    stop = data.find(b"\r\n", at)
+    digits = data[at:stop]
+    if not digits.isdigit() or len(digits) > _DIGITS:
+        return None
+    return data[:at], data[stop : end + len(_END)]

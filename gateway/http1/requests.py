@@ -221,7 +221,11 @@ class RequestReader:
     def proceed(self) -> None:
         """Read the next request, of which some may have come. Raises BadRequest."""
         rest, self._rest = self._rest, b""
-        self._begin()
+        if self._line is None:
+            # It was remembered and came whole, and has left nothing else behind.
+            self._ended = False
+        else:
+            self._begin()
         if rest and not self._stopped:
             self._take(rest)
 
@@ -380,7 +384,7 @@ class RequestReader:
             line.continues = line.version == b"1.1"
         self.reading = "body"
         if self._upgrade:
-            self._known.key, self._cut = b"", None
+            self._known.key, self._cut = None, None
             self._ignoreUpgrade(line, fields)
         self._ended = line.length == 0
         self._agree(self._complete, self._ended)

@@ -55,7 +55,8 @@ class End(Enum):
 END: Final = End.END
 
 
-@frozen(repr=False)
+# Not frozen, though nobody changes one: most answers make one, and freezing trebles its cost.
+@define(repr=False)
 class ResponseHead:
     """
     The final head of an answer.
@@ -68,6 +69,14 @@ class ResponseHead:
     status: int
     pairs: list[tuple[bytes, bytes]]
     length: int | None = None
+    _mediaType: bytes | None = field(default=None, eq=False)
+    _encoded: bool | None = field(default=None, eq=False)
+
+    def withLength(self, length: int) -> ResponseHead:
+        """The same head, of a body of another length."""
+        if length == self.length:
+            return self
+        return ResponseHead(self.status, self.pairs, length, self.mediaType, self.encoded)
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a field; name: in lower case."""
@@ -76,17 +85,19 @@ class ResponseHead:
     @property
     def mediaType(self) -> bytes:
         """The media type in lower case, without parameters; b"" where it is missing or twice."""
-        values = self.values(b"content-type")
-        return values[0].split(b";")[0].strip().lower() if len(values) == 1 else b""
+        if self._mediaType is None:
+            values = self.values(b"content-type")
+            one = values[0] if len(values) == 1 else b""
+            self._mediaType = one.split(b";")[0].strip().lower()
+        return self._mediaType
 
     @property
     def encoded(self) -> bool:
         """Whether the body has a content coding."""
-        values = self.values(b"content-encoding")
-        if not values:
-            return False
-        codings = b",".join(values).lower().split(b",")
-        return any(one.strip() not in (b"", b"identity") for one in codings)
+        if self._encoded is None:
+            codings = b",".join(self.values(b"content-encoding")).lower().split(b",")
+            self._encoded = any(one.strip() not in (b"", b"identity") for one in codings)
+        return self._encoded
 
 
 @frozen
@@ -186,6 +197,9 @@ class ResponseReader:
         """Bytes came; not empty. Returns: what is in them."""
         events: list[Event] = []
         try:
+            if self._phase is _CHUNKED:
+                self._readChunks(data, events)
+                return events
             if self._phase is _HEAD:
                 data = self._readHead(data, events)
                 if self._phase is _HEAD or (not data and self._phase is not _LENGTH):
@@ -211,12 +225,17 @@ class ResponseReader:
             if kept is not None:
                 fresh = len(kept)
                 kept += data
-                self._known.key = b""
+                self._known.key = None
             elif (known := self._known.find(data)) is not None:
                 same, end, length = known
                 self._bound(end)
-                events.append(ResponseHead(same.status, same.pairs, length))
-                self._phase, self._left, self.reusable = _LENGTH, length, True
+                events.append(same.withLength(length))
+                self.reusable = True
+                if end + length == len(data):
+                    events += (data[end:], END)
+                    self._phase = _IDLE
+                    return b""
+                self._phase, self._left = _LENGTH, length
                 return data[end:]
             whole = data if kept is None else kept
             end = whole.find(b"\r\n\r\n", max(0, fresh - 3))
@@ -336,7 +355,7 @@ class ResponseReader:
             self._execute(data)
         finally:
             events.extend(pieces)
-        self._tail = (self._tail + data[-5:])[-5:]
+        self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
         if parts.complete:
             # llhttp passes over line ends before the next message.
             if self._tail[-4:] != b"\r\n\r\n" or self._tail[:1] == b"\n":

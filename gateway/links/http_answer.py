@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-from attrs import define, field
+import msgspec
+from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from gateway.guard.limits import Limits
@@ -31,6 +32,7 @@ from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
 __all__ = ["LINGER", "Stream", "Surroundings"]
 
+_NONE: deque[ServerSentEvent] = deque()
 LINGER = 1.0
 """Seconds a server gets to end a body of which all that matters was told."""
 
@@ -53,8 +55,8 @@ class Surroundings:
     onRefused: Callable[[int], None]
 
 
-@define(eq=False, repr=False, kw_only=True)
-class Stream:
+# A Struct, as each call makes one (see `gateway.wire.envelope`).
+class Stream(msgspec.Struct, eq=False, kw_only=True):
     """
     One request and its answer; see the module. Its link opens it and closes it by `abort`.
 
@@ -66,21 +68,24 @@ class Stream:
     around: Surroundings
     listener: ILinkListener
     origin: object | None
-    outgoing: Outgoing | None = field(default=None, init=False)
-    held: bool = field(default=False, init=False)
-    told: bool = field(default=False, init=False)
-    gone: bool = field(default=False, init=False)
-    _parser: SSEParser | None = field(default=None, init=False)
-    _events: deque[ServerSentEvent] = field(factory=deque, init=False)
-    _tooLong: bool = field(default=False, init=False)
-    _collected: list[bytes] | None = field(default=None, init=False)
-    _packed: int = field(default=0, init=False)
-    _size: int = field(default=0, init=False)
-    _limit: int = field(default=0, init=False)
-    _end: Fault | bool = field(default=False, init=False)
+    outgoing: Outgoing | None = None
+    held: bool = False
+    told: bool = False
+    gone: bool = False
+    _parser: SSEParser | None = None
+    _events: deque[ServerSentEvent] = _NONE
+    """What came and was not told; only an event stream has its own."""
+    _tooLong: bool = False
+    _collected: list[bytes] | None = None
+    _packed: int = 0
+    _size: int = 0
+    _limit: int = 0
+    _end: Fault | bool = False
     """How the body ended: True in order; False as long as it has not."""
-    _timer: IDelayedCall | None = field(default=None, init=False)
+    _timer: IDelayedCall | None = None
     LINGER: ClassVar[float] = LINGER
+    # What it holds holds it, and credentials.
+    __repr__ = object.__repr__
 
     def hold(self) -> None:
         """Read and tell nothing until `release`."""
@@ -135,10 +140,15 @@ class Stream:
         """Bytes of the body came."""
         if self._parser is not None:
             try:
-                self._events.extend(self._parser.feed(data))
+                events = self._parser.feed(data)
             except EventTooLong as error:
-                self._events.extend(error.events)
+                events = error.events
                 self._tooLong = True
+            if len(events) == 1 and not (self._events or self.held or self.told or self._tooLong):
+                # Nearly always; the queue is for what cannot be told at once.
+                self._eventReceived(events[0])
+                return
+            self._events.extend(events)
             self._tell()
         elif self._collected is not None:
             self._size += len(data)
@@ -189,7 +199,7 @@ class Stream:
 
     def parse(self) -> None:
         """Take the body as an event stream."""
-        self._parser = SSEParser(self.around.limits.max_answer)
+        self._parser, self._events = SSEParser(self.around.limits.max_answer), deque()
 
     @property
     def collected(self) -> bytes:
@@ -225,7 +235,8 @@ class Stream:
         if self.gone:
             return
         self.gone = True
-        self.answered()
+        if self._timer is not None:
+            self.answered()
         self.around.onGone(self)
 
     def _expired(self) -> None:
@@ -246,7 +257,10 @@ class Stream:
         except (NotJSON, NotAMessage):
             self.noiseReceived(len(event.data))
             return
-        for one in [decoded] if isinstance(decoded, Message) else decoded:
+        if isinstance(decoded, Message):
+            self.messageReceived(decoded, mark)
+            return
+        for one in decoded:
             if self.told:
                 return
             if isinstance(one, Message):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from attrs import define, field
-
 from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
 from gateway.links.interfaces import EventMark, LinkFailed, Reason
@@ -39,12 +37,11 @@ class Opened(Protocol):
         """The stream is over, and the session with it."""
 
 
-@define(eq=False, repr=False, kw_only=True)
-class EventStream(Stream):
+class EventStream(Stream, eq=False, kw_only=True):
     """The GET: everything the server says. link: hears it."""
 
     link: Opened
-    opened: bool = field(default=False, init=False)
+    opened: bool = False
 
     def headReceived(self, head: ResponseHead) -> None:
         if head.status != 200:

@@ -25,8 +25,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from attrs import define, field
-
 from gateway.http1.client import Fault, ResponseHead
 from gateway.links.http_answer import Stream
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
@@ -101,8 +99,7 @@ def _errorIn(body: bytes) -> Message | None:
     return message if isinstance(message, Message) and message.isError else None
 
 
-@define(eq=False, repr=False, kw_only=True)
-class _Post(Stream):
+class _Post(Stream, eq=False, kw_only=True):
     """
     What the two kinds of POST share: refusals.
 
@@ -110,7 +107,7 @@ class _Post(Stream):
     """
 
     sessions: bool = True
-    _status: int = field(default=0, init=False)
+    _status: int = 0
 
     def settle(self, settled: Settled) -> None:
         """Leave and tell how it ended."""
@@ -133,8 +130,7 @@ class _Post(Stream):
         self.abort()
 
 
-@define(eq=False, repr=False, kw_only=True)
-class CallStream(_Post):
+class CallStream(_Post, eq=False, kw_only=True):
     """
     The POST of a request.
 
@@ -144,7 +140,7 @@ class CallStream(_Post):
 
     id: bytes
     onAccepted: Callable[[ResponseHead], Settled | None] | None = None
-    _strayed: bool = field(default=False, init=False)
+    _strayed: bool = False
 
     def headReceived(self, head: ResponseHead) -> None:
         if head.status >= 300:
@@ -228,8 +224,7 @@ class CallStream(_Post):
             self.settle(badAnswer("the server's answer is not for this request"))
 
 
-@define(eq=False, repr=False, kw_only=True)
-class NoteStream(_Post):
+class NoteStream(_Post, eq=False, kw_only=True):
     """The POST of a notification or response; without an origin nobody is told its end."""
 
     def headReceived(self, head: ResponseHead) -> None:
@@ -267,8 +262,7 @@ class NoteStream(_Post):
             self.around.observer.observed(MessageDropped(self.around.server, "undeliverable"))
 
 
-@define(eq=False, repr=False, kw_only=True)
-class GetStream(Stream):
+class GetStream(Stream, eq=False, kw_only=True):
     """
     A GET: of the server's own stream, or of one to resume.
 
@@ -277,7 +271,7 @@ class GetStream(Stream):
     """
 
     onOpened: Callable[[int | Fault | None], None]
-    _decided: bool = field(default=False, init=False)
+    _decided: bool = False
 
     def headReceived(self, head: ResponseHead) -> None:
         if head.status != 200:

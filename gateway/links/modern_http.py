@@ -208,8 +208,7 @@ class ModernHTTPLink(HTTPLink):
         return posted[1] + fieldLines(fields)
 
 
-@define(eq=False, repr=False, kw_only=True)
-class _Call(CallStream):
+class _Call(CallStream, eq=False, kw_only=True):
     """
     The POST of a modern request.
 

@@ -153,8 +153,12 @@ class StreamableHTTPLink(HTTPLink):
         """The header of a POST."""
         posted = self._posted
         # A door gives the same object again for the same head; to compare them costs more.
-        if posted is None or (posted[0] is not context and posted[0] != context):
-            posted = self._posted = (context, self._fields((ACCEPT, JSON), context))
+        if posted is None or posted[0] is not context:
+            if posted is not None and posted[0] == context:
+                posted = (context, posted[1])
+            else:
+                posted = (context, self._fields((ACCEPT, JSON), context))
+            self._posted = posted
         return posted[1]
 
     def post(self, stream: Stream, body: bytes, context: CallContext) -> bool:

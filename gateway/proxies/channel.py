@@ -78,7 +78,7 @@ class Channel:
             self.shared.observer.observed(BoundReached(lost, self.server))
             stream.write(comment(b"gap: events before the next one are no longer kept"))
         for id, data in kept:
-            stream.replay(encodeEvent(data, id=id))
+            stream.write(encodeEvent(data, id=id), replayed=True)
         if self.ended:
             if stream.keepsUp:
                 self.log.told(self._numbered)
@@ -101,7 +101,9 @@ class Channel:
             return False
         if stream is not None and not stream.hasRoom():
             return False
-        event = self._event(message.encode(), mark, False)
+        data = message.encode()
+        plain = mark is None and self.log is None
+        event = encodeEvent(data) if plain else self._event(data, mark, False)
         if stream is not None:
             stream.write(event)
         return True

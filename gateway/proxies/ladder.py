@@ -36,6 +36,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
+import msgspec
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -147,8 +148,8 @@ class Found:
         )
 
 
-@define(eq=False)
-class Admitted:
+# A Struct, as each request makes one (see `gateway.wire.envelope`).
+class Admitted(msgspec.Struct, eq=False):
     """
     A request that came up the ladder.
 

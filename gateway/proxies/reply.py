@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from attrs import define, field
+import msgspec
 
 from gateway.links.interfaces import EventMark
 from gateway.observe.observer import BoundReached
@@ -38,8 +38,8 @@ class ReplyOwner(ReaderWatch, Protocol):
         """The client no longer waits."""
 
 
-@define(eq=False)
-class Reply:
+# A Struct, as each call makes one (see `gateway.wire.envelope`).
+class Reply(msgspec.Struct, eq=False):
     """
     The answer to one POST. A relay's target for its calls.
 
@@ -56,11 +56,11 @@ class Reply:
     json: bool
     events: bool
     log: EventLog | None = None
-    _channel: Channel | None = field(default=None, init=False)
-    _batch: list[bytes] | None = field(default=None, init=False)
-    _expected: int = field(default=1, init=False)
-    _done: bool = field(default=False, init=False)
-    _started: float = field(init=False)
+    _channel: Channel | None = None
+    _batch: list[bytes] | None = None
+    _expected: int = 1
+    _done: bool = False
+    _started: float = 0.0
 
     def collect(self, known: list[bytes], expected: int) -> None:
         """Answer a batch whole: `known` are answers it has already, of `expected`."""
@@ -81,7 +81,7 @@ class Reply:
         """Send a message that is no answer. False: it was not taken."""
         if self._done or not self.events:
             return False
-        return self._open().deliver(message, mark)
+        return (self._channel or self._open()).deliver(message, mark)
 
     def marked(self, mark: EventMark) -> None:
         """Send an event that has no message."""

@@ -99,21 +99,17 @@ class ClientStream:
 
     # The body.
 
-    def write(self, data: bytes) -> None:
-        """Write encoded events, now or when the reader reads again."""
-        self._write(data, len(data))
-
-    def replay(self, data: bytes) -> None:
+    def write(self, data: bytes, replayed: bool = False) -> None:
         """
-        Write what is kept in the event log. It takes no room from what comes after it, since
-        the log's bounds are the bounds on it.
-        """
-        self._write(data, 0)
+        Write encoded events, now or when the reader reads again.
 
-    def _write(self, data: bytes, room: int) -> None:
+        replayed: whether they are kept in the event log. Such take no room from what comes after
+            them, since the log's bounds are the bounds on them.
+        """
         if self.closed or self._closing:
             return
         if self._blockedSince is not None:
+            room = 0 if replayed else len(data)
             self._outbox.append((data, room))
             self._held += room
             return

@@ -396,7 +396,8 @@ class Relay:
                 if isinstance(effect, Deliver) and effect.target is origin.target:
                     origin.numbered = True
         self._do(effects, mark)
-        self._tidy()
+        if self._keeper.retired:
+            self._tidy()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         if not self.transparent:
@@ -497,16 +498,17 @@ class Relay:
 
     def _do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
         for effect in effects:
-            if isinstance(effect, Forward):
+            # Not by isinstance, which asks the metaclass of a Struct each time it is another.
+            if type(effect) is Forward:
                 self._forward(effect)
-            elif isinstance(effect, Answer):
+            elif type(effect) is Answer:
                 call = effect.call
                 self._ended(call.request.method, call.started, effect.message, effect.failed)
                 if call.present:
                     call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
                 else:
                     self._drop("client_gone")
-            elif isinstance(effect, Deliver):
+            elif type(effect) is Deliver:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
                     undone = self.router.undeliverable(effect.message, self.clock.seconds())
                     self._do(undone)

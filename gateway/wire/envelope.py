@@ -38,6 +38,7 @@ from gateway.wire.strictjson import (
     MAX_MEMBERS,
     NotJSON,
     brackets,
+    encoded,
     fieldsOf,
     members,
     parsed,
@@ -78,6 +79,8 @@ _LARGE = 4 * 1024
 _TRIES = 64
 """Bytes of a text in which one byte is looked for before several, and how often."""
 
+# As numbers: to look for a byte as bytes raises, and clears, a TypeError each time.
+_LF, _CR, _BACKSLASH = b"\n\r\\"
 _WS = b" \t\n\r"
 _NUMBER = frozenset(b"-0123456789")
 _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
@@ -134,7 +137,7 @@ class Message(msgspec.Struct, eq=False):
     def encode(self) -> bytes:
         """The message as one line of JSON, without the line's end."""
         data = _encode(self.fields)
-        return _oneLine(data) if b"\n" in data or b"\r" in data else data
+        return _oneLine(data) if _LF in data or _CR in data else data
 
     def encodeLine(self) -> bytes:
         """The same with its end; a large message is not copied for that."""
@@ -179,12 +182,17 @@ class Message(msgspec.Struct, eq=False):
 
         Parameters in an array have no names: such a message stays as it is.
         """
-        params = self.fields.get("params")
-        spelled = b"{}" if params is None else bytes(params)
-        if spelled[:1] != b"{":
-            return self
+        if self._params:
+            # They were read before.
+            spelled = encoded({**self._params, name: Raw(value)})
+        else:
+            params = self.fields.get("params")
+            spelled = b"{}" if params is None else bytes(params)
+            if spelled[:1] != b"{":
+                return self
+            spelled = withMember(spelled, name, value)
         fields = self.fields.copy()
-        fields["params"] = Raw(withMember(spelled, name, value))
+        fields["params"] = Raw(spelled)
         return Message(self.kind, fields, self.id, self.method)
 
     def withoutParam(self, name: str) -> Message:
@@ -313,8 +321,8 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         kind = NOTIFICATION if id is None else REQUEST
         # Looking for the key spares large params a second parse. An escape may hide it; to look
         # for one byte first is much quicker than for two.
-        named = b'"_meta"' in data if len(data) < _LARGE else _namesMeta(data)
-        plain = not named and (b"\\" not in data or b"\\u" not in data)
+        named = data.find(b'"_meta"') >= 0 if len(data) < _LARGE else _namesMeta(data)
+        plain = not named and (_BACKSLASH not in data or b"\\u" not in data)
         return Message(kind, fields, id, method, plain)
     if ("result" in fields) == ("error" in fields):
         raise NotAMessage('a message has a "method", or one of "result" and "error"', id)
@@ -362,8 +370,8 @@ def _id(raw: Raw) -> bytes:
 
 
 def _oneLine(data: bytes) -> bytes:
-    if b"\n" in data:
+    if _LF in data:
         data = data.replace(b"\n", b" ")
-    if b"\r" in data:
+    if _CR in data:
         data = data.replace(b"\r", b" ")
     return data

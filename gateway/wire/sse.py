@@ -19,18 +19,26 @@ from __future__ import annotations
 
 import re
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from gateway.wire.pieces import pack
 
 __all__ = ["EventTooLong", "SSEParser", "ServerSentEvent", "comment", "encodeEvent"]
 
+# As numbers: to look for a byte as bytes raises, and clears, a TypeError each time.
+_LF, _CR = b"\n\r"
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _UNSAFE = re.compile(rb"[\r\n\x00]")
+# A whole event, as nearly every server writes it: it needs no look at each line.
+_COMMON = re.compile(
+    rb"(?:event: message\r?\n)?(?:id: ([^\r\n\x00]*+)\r?\n)?(?:event: message\r?\n)?"
+    rb"data: ([^\r\n]*+)\r?\n\r?\n"
+)
 
 
-@frozen
+# Not frozen, though nobody changes one: a stream makes many, and freezing trebles its cost.
+@define
 class ServerSentEvent:
     """
     One event.
@@ -79,7 +87,7 @@ def encodeEvent(
         head = b"event: message\ndata: "
     else:
         head = _head(event, id, retry)
-    if b"\n" in data or b"\r" in data:
+    if _LF in data or _CR in data:
         data = _LINE_END.sub(b"\ndata: ", data)
     return b"%b%b\n\n" % (head, data)
 
@@ -154,6 +162,16 @@ class SSEParser:
             return []
         if self._afterCR and data[0] == 0x0A:
             data = data[1:]
+        events: list[ServerSentEvent] = []
+        if not (self._size or self._line) and len(data) <= self.limit:
+            at = 0
+            while (found := _COMMON.match(data, at)) is not None:
+                events.append(ServerSentEvent(found[2], b"message", found[1]))
+                at = found.end()
+                if at == len(data):
+                    self._afterCR = False
+                    return events
+            data = data[at:]
         self._afterCR = data[-1:] == b"\r"
         # Of bytes, unlike of str, this splits at CRLF, CR and LF only.
         lines = data.splitlines()
@@ -163,7 +181,6 @@ class SSEParser:
             lines[0] = b"".join(self._line)
             self._line.clear()
             self._lineSize = self._linePacked = 0
-        events: list[ServerSentEvent] = []
         for line in lines:
             if line:
                 self._lineEnded(line, events)

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_MEMBERS",
     "NotJSON",
     "brackets",
+    "encoded",
     "fieldsOf",
     "members",
     "parsed",
@@ -238,6 +239,11 @@ def _maskedMembers(data: bytes) -> dict[str, Raw]:
         return _decodeMembers(_masked(data))
     except _REFUSED:
         return {}
+
+
+def encoded(fields: dict[str, Raw]) -> bytes:
+    """An object of these members, which `members` gave."""
+    return unmasked(_encode(fields))
 
 
 def withMember(data: bytes, name: str, value: bytes) -> bytes:
