@@ -136,6 +136,7 @@ class BridgedLink:
         if self._failure is not None:
             raise self._failure
         if inner.answer.isError:
+            self._end()
             why = "the server refused the handshake"
             raise LinkFailed(Reason.BAD_ANSWER, why, inner.answer)
         greeting = greetingOf(self.hello.params)
