@@ -651,3 +651,17 @@ async def test_acceptance_24_manyAtOnceAreNotMixedAndNothingIsLeft(start: Start)
     assert it.server.handshakes == 1 and len(it.server.links) == 1
     assert len(it.stack.shared.registry) == 0 and len(it.stack.shared.pulse) == 0
     assert not it.stack.mounts["one"].http.running()
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatTellsCallersApartGoesWithTheCall(start: Start) -> None:
+    server = ModernServer("one", era="modern", callers="header:X-Conversation")
+    it = Bench(await start({"one": known(server)}), server)
+    body = enveloped("tools/list")
+    for others, caller in (
+        ([(b"x-conversation", b"c1")], "c1"),
+        ([], ""),
+        ([(b"X-Conversation", b"a"), (b"X-Conversation", b"b")], "a,b"),
+    ):
+        await it.post(body, *others)
+        assert it.sent.context.caller == caller
