@@ -308,6 +308,12 @@ async def test_thePolicyIsAskedFirst(start: Start) -> None:
     error = assertRefused(await it.refused(body), 403, -32603, b'"a"')
     assert error["data"] == {"reason": "forbidden"}
     assertRefused(await it.stack.ask(b"POST", b"/mcp", body), 403, -32603, b'"a"')
+    # Nor is it called under two names, whichever the server would read.
+    twice = enveloped("tools/call", "a", name="open").replace(b'"name"', b'"name":"secret","name"')
+    answer = await it.stack.ask(b"POST", b"/mcp", twice, fields(twice))
+    assertRefused(answer, 403, -32603, b'"a"')
+    assert it.server.handshakes == 0
+    await it.post(enveloped("tools/call", name="open"))
 
 
 @pytest_twisted.ensureDeferred
@@ -645,3 +651,17 @@ async def test_acceptance_24_manyAtOnceAreNotMixedAndNothingIsLeft(start: Start)
     assert it.server.handshakes == 1 and len(it.server.links) == 1
     assert len(it.stack.shared.registry) == 0 and len(it.stack.shared.pulse) == 0
     assert not it.stack.mounts["one"].http.running()
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatTellsCallersApartGoesWithTheCall(start: Start) -> None:
+    server = ModernServer("one", era="modern", callers="header:X-Conversation")
+    it = Bench(await start({"one": known(server)}), server)
+    body = enveloped("tools/list")
+    for others, caller in (
+        ([(b"x-conversation", b"c1")], "c1"),
+        ([], ""),
+        ([(b"X-Conversation", b"a"), (b"X-Conversation", b"b")], "a,b"),
+    ):
+        await it.post(body, *others)
+        assert it.sent.context.caller == caller

@@ -44,6 +44,7 @@ from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
 from gateway.wire.refusals import Reason, Refusal
 from gateway.wire.revisions import MODERN, VERSION_CLAIM
+from gateway.wire.strictjson import NotJSON, fieldsOf
 
 __all__ = ["ModernEndpoint"]
 
@@ -115,9 +116,7 @@ class ModernEndpoint:
             admitted.exchange.answer(202, ())
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
-        elif self._judges and not self.shared.policy.allows(
-            Direction.TO_SERVER, message.method, _nameOf(message), context
-        ):
+        elif self._judges and not self._allows(message, context):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
         elif self._eras is None:
             self._found(admitted, False)
@@ -125,6 +124,16 @@ class ModernEndpoint:
             self._find(admitted, self._eras)
         else:
             self._found(admitted, self._eras.verdict.modern)
+
+    def _allows(self, message: Message, context: CallContext) -> bool:
+        """Rung 3. What names its tool twice names to the server perhaps the other one."""
+        params = message.fields.get("params")
+        try:
+            fieldsOf(bytes(params) if params is not None else b"{}")
+        except NotJSON:
+            return False
+        name = message.paramText("name") or message.paramText("uri") or ""
+        return self.shared.policy.allows(Direction.TO_SERVER, message.method, name, context)
 
     def _find(self, admitted: Admitted, eras: EraServer) -> None:
         """The server's era takes time to find: whoever leaves meanwhile climbs no further."""
@@ -268,10 +277,6 @@ class ModernEndpoint:
 
     def _drop(self, why: str) -> None:
         self.shared.observer.observed(MessageDropped(self.server.name, why))
-
-
-def _nameOf(message: Message) -> str:
-    return message.paramText("name") or message.paramText("uri") or ""
 
 
 def _erasOf(server: object) -> EraServer | None:
