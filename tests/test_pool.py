@@ -1411,3 +1411,28 @@ def test_whatAnHTTPServerSaysOnACallsOwnStream() -> None:
     link.reply(sent, OK)
     assert call.result
     bench.stop()
+
+
+def test_sessionsOfASharedServer() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, isolation="shared"), shares=True)
+    alices = bench.ask(1, who=ALICE, caps=ALL, token="a")
+    bobs = bench.ask(1, who=BOB, caps=ALL, token="b")
+    link = bench.link
+    one, two = link.of("tools/call")
+    link.push(PROGRESS % two.id)
+    assert not alices.heard and bobs.heard[0]["params"]["progressToken"] == "b"
+    link.reply(two, OK)
+    assert bobs.result
+    link.push(ELICIT % 1)
+    bench.turn()
+    assert answers(link)[-1]["error"]["code"] == -32601 and alices.waits
+    link.reply(one, OK)
+    assert alices.result
+    together = [bench.ask(id, caps=ALL) for id in range(20)]
+    assert len(link.of("tools/call")) == 22 and all(one.waits for one in together)
+    stream = listen(bench, resourceSubscriptions=["a:b"])
+    link.push(UPDATED % b"a:b")
+    assert len(stream.heard) == 2
+    bench.pool.stop()
+    bench.turn()
+    assert stream.result

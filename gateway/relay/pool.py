@@ -194,9 +194,11 @@ class LegacyPool:
         if caller is not None:
             return caller
         keeps = self.server.settings.callers != "call"
+        # A shared server asks nobody anything.
+        asks = declared.asks and self.server.settings.isolation != "shared"
         return Caller(
             (who, declared),
-            declared.asks or not keeps,
+            asks or not keeps,
             keeps,
             helloFor(reply.message, declared),
             reply.context,
