@@ -21,7 +21,7 @@ from gateway.servers.shared import SharedServer
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.sessions.store import MemoryStore
 from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent, message
-from gateway.wire.context import ANONYMOUS, CallContext, Principal
+from gateway.wire.context import ANONYMOUS, CallContext, HeaderPairs, Principal
 from gateway.wire.envelope import Kind, Message
 
 __all__ = ["ALICE", "ALL", "BOB", "FORM", "INFO", "RESULT", "Asked", "PoolBench", "modern"]
@@ -156,12 +156,12 @@ class PoolBench:
         *,
         who: Principal = ANONYMOUS,
         caller: str = "",
-        raw: Message | None = None,
+        headers: HeaderPairs = (),
         **options: Any,
     ) -> Asked:
         """Make a request."""
-        request = raw or modern(id, method, params, **options)
-        context = CallContext("scripted", who, caller=caller)
+        request = modern(id, method, params, **options)
+        context = CallContext("scripted", who, headers, caller=caller)
         asked = Asked(request, MemoryTarget(), context)
         self.all.append(asked)
         self.pool.request(request, asked.target, context)
@@ -190,6 +190,7 @@ class PoolBench:
             "level": meta.get(PREFIX + "logLevel"),
             "who": before.context.principal,
             "caller": before.context.caller,
+            "headers": before.context.headers,
             "method": whole["method"],
         }
         options.update(changes)
