@@ -1,4 +1,4 @@
-"""A client of the matrix on PyPI `mcp` 2.x, in its legacy mode; see steps.py."""
+"""A client of the matrix on PyPI `mcp` 2.x, in any of its modes; see steps.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import mcp
 from answers import callbacks, http
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from steps import JSON, Heard, main
+from steps import JSON, Heard, dumped, main
+
+MODERN = "2026-07-28"
 
 
 class Client:
     def __init__(self, client: mcp.Client) -> None:
         self._client = client
+        self._modern = client.protocol_version == MODERN
 
-    def about(self) -> tuple[str, Any]:
-        return self._client.protocol_version, self._client.server_capabilities
+    async def about(self) -> tuple[str, Any]:
+        revision = self._client.protocol_version
+        if self._modern:
+            # Told its revision, the SDK asks nobody what the server can.
+            found = await self._client.session.send_discover(MODERN)
+            return revision, found["capabilities"]
+        return revision, dumped(self._client.server_capabilities)
 
     async def list(self, kind: str) -> Any:
         return await getattr(self._client, f"list_{kind}")()
@@ -40,15 +48,19 @@ class Client:
             return "an answer"
         return "cancelled"
 
-    async def subscribe(self, uri: str) -> Any:
-        return await self._client.subscribe_resource(uri)
-
-    async def unsubscribe(self, uri: str) -> Any:
-        return await self._client.unsubscribe_resource(uri)
+    @asynccontextmanager
+    async def watching(self, uri: str) -> AsyncIterator[None]:
+        if self._modern:
+            async with self._client.listen(resource_subscriptions=[uri]):
+                yield
+        else:
+            await self._client.subscribe_resource(uri)
+            yield
+            await self._client.unsubscribe_resource(uri)
 
 
 @asynccontextmanager
-async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
+async def connect(transport: str, url: str, heard: Heard, mode: str) -> AsyncIterator[Client]:
     async with AsyncExitStack() as stack:
         if transport == "http":
             client = await stack.enter_async_context(http(heard)())
@@ -58,7 +70,7 @@ async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Clien
             way = sse_client(url, httpx_client_factory=http(heard))
         client = mcp.Client(
             way,
-            mode="legacy",
+            mode=MODERN if mode == "modern" else mode,
             **callbacks(heard),
         )
         yield Client(await stack.enter_async_context(client))

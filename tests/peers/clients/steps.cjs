@@ -3,10 +3,11 @@
  *
  * A client program brings `open`, which opens a connection with its SDK, and calls `main`:
  *
- *     NODE_PATH=… node CLIENT.cjs (http | sse) URL PROFILE
+ *     NODE_PATH=… node CLIENT.cjs (http | sse) URL PROFILE (legacy | modern | auto)
  *
  * It does each step with the tools that profiles.json names, and prints one JSON object: step →
- * what came of it, which is what this client saw, be it an error.
+ * what came of it, which is what this client saw, be it an error. A modern client has no session to
+ * end.
  */
 "use strict";
 
@@ -154,16 +155,12 @@ const STEPS = {
   },
 
   async update(peer, { update: how }, heard) {
-    await peer.client.subscribeResource({ uri: how.uri });
+    const unwatch = await watched(peer, how.uri);
     const answers = [await said(peer, how.on)];
     await heard.firstUpdate;
-    if (how.says) {
-      await peer.client.unsubscribeResource({ uri: how.uri });
-      answers.push(await said(peer, how.off));
-    } else {
-      await said(peer, how.off);
-      await peer.client.unsubscribeResource({ uri: how.uri });
-    }
+    if (!how.says) await said(peer, how.off);
+    await unwatch();
+    if (how.says) answers.push(await said(peer, how.off));
     return { updated: [...new Set(heard.updated)], said: how.says ? answers : [] };
   },
 
@@ -185,6 +182,16 @@ const STEPS = {
       resource: await tried(peer.client.readResource({ uri: "test://no-such-resource" })),
     };
   },
+};
+
+/* Have the client hear that a resource changes; returns what ends that. */
+const watched = async (peer, uri) => {
+  if (peer.listen) {
+    const open = await peer.listen({ resourceSubscriptions: [uri] });
+    return () => open.close();
+  }
+  await peer.client.subscribeResource({ uri });
+  return () => peer.client.unsubscribeResource({ uri });
 };
 
 const asked = async (peer, call, heard) => {
@@ -254,12 +261,12 @@ const refused = async (heard) => {
 };
 
 /* What came of a connection's use; an error that ends the connection counts, too. */
-const within = async (open, transport, url, heard, use) => {
+const within = async (open, transport, url, heard, mode, use) => {
   try {
-    const peer = await open(transport, url, heard);
+    const peer = await open(transport, url, heard, mode);
     const result = await use(peer);
     // A session that is lost cannot be ended; whether one was is seen by what it answers then.
-    if (transport === "http") await peer.transport.terminateSession().catch(() => {});
+    if (transport === "http" && mode === "legacy") await peer.transport.terminateSession().catch(() => {});
     await peer.client.close();
     return result;
   } catch (error) {
@@ -268,25 +275,26 @@ const within = async (open, transport, url, heard, use) => {
 };
 
 /* All the steps; what came of each. */
-const run = async (open, transport, url, profile) => {
+const run = async (open, transport, url, profile, mode) => {
   const seen = {};
   const heard = new Heard();
-  const broken = await within(open, transport, url, heard, async (peer) => {
+  const broken = await within(open, transport, url, heard, mode, async (peer) => {
     for (const [name, step] of Object.entries(STEPS)) {
       seen[name] = await tried(step(peer, profile, heard));
     }
   });
-  seen.delete = broken ?? (await refused(heard));
-  if (transport === "http") {
+  if (broken) seen.broken = broken;
+  if (mode === "legacy") seen.delete = await refused(heard);
+  if (mode === "legacy" && transport === "http") {
     const lost = new Heard();
-    seen.loss = await within(open, transport, url, lost, async (peer) => {
+    seen.loss = await within(open, transport, url, lost, mode, async (peer) => {
       await said(peer, profile.text);
       const [status] = await raw("DELETE", lost.target, lost.session);
       const then = await tried(said(peer, profile.text));
       return { deleted: [200, 204].includes(status), then };
     });
   }
-  const late = await within(open, transport, url, new Heard(), async (peer) => {
+  const late = await within(open, transport, url, new Heard(), mode, async (peer) => {
     seen.fresh = await tried(STEPS.call(peer, profile));
     seen.large = await large(peer, profile);
   });
@@ -295,11 +303,11 @@ const run = async (open, transport, url, profile) => {
 };
 
 const main = async (open) => {
-  const [transport, url, name] = process.argv.slice(2);
+  const [transport, url, name, mode] = process.argv.slice(2);
   const unique = randomUUID();
   const profiles = readFileSync(join(__dirname, "profiles.json"), "utf8");
   const profile = JSON.parse(profiles.replaceAll("{unique}", unique))[name];
-  const seen = await run(open, transport, url, profile);
+  const seen = await run(open, transport, url, profile, mode);
   const text = JSON.stringify(seen).replaceAll(unique, "{unique}");
   // Timers of a transport would hold the process.
   process.stdout.write(text + "\n", () => process.exit(0));
