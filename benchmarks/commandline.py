@@ -14,7 +14,7 @@ from benchmarks.modes import MODES
 from benchmarks.peers import NAMES, PLACE, find
 from benchmarks.plots import render
 from benchmarks.results import Results
-from benchmarks.subjects import FLOOR, GATEWAY, LANES, Subject, ourselves
+from benchmarks.subjects import BEFORE, FLOOR, GATEWAY, LANES, Subject, ourselves
 from benchmarks.suite import Part, Suite, raiseFileLimit
 from benchmarks.tables import report
 
@@ -46,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--subjects", type=_names(every), help=f"some of {', '.join(every)}")
     add("--all", action="store_true", help="with all peers that are installed")
     add("--peers", type=Path, default=PLACE, metavar="DIR", help="where they are (build/bench)")
+    add(
+        "--before",
+        type=Path,
+        metavar="DIR",
+        help="measure the gateway of another checkout, too, beside this one",
+    )
     add("--rounds", type=int, default=5, help="rounds of each subject (5)")
     add(
         "--warmups",
@@ -86,9 +92,12 @@ def _parts(given: argparse.Namespace) -> list[Part]:
     ]
 
 
-def _subjects(names: Sequence[str], place: Path) -> tuple[list[Subject], dict[str, str]]:
+def _subjects(
+    names: Sequence[str], place: Path, before: Path | None
+) -> tuple[list[Subject], dict[str, str]]:
     """Those with these names, in all lanes; and why some are not there."""
-    ours = [subject for lane in LANES for subject in ourselves(lane) if subject.name in names]
+    every = [subject for lane in LANES for subject in ourselves(lane, before)]
+    ours = [subject for subject in every if subject.name in (*names, BEFORE)]
     peers = find(names, place)
     return ours + peers.subjects, peers.absent
 
@@ -106,7 +115,8 @@ def _run(given: argparse.Namespace) -> tuple[Results, bool]:
 
     everybody = given.all or given.check
     names = given.subjects or [FLOOR, GATEWAY, *(NAMES if everybody else ())]
-    subjects, absent = _subjects(names, given.peers)
+    before = None if given.before is None else given.before.resolve()
+    subjects, absent = _subjects(names, given.peers, before)
     for name, why in absent.items():
         tell(f"{name}: skipped: {why}")
     results = Results(absent=absent)

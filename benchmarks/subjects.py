@@ -14,6 +14,7 @@ import twisted
 from benchmarks.process import Background
 
 __all__ = [
+    "BEFORE",
     "ECHO_HTTP",
     "ECHO_STDIO",
     "FLOOR",
@@ -33,7 +34,7 @@ LANES = {
     SSE: "HTTP+SSE → stdio",
     HTTP: "Streamable HTTP → Streamable HTTP",
 }
-GATEWAY, FLOOR = "gateway", "floor"
+GATEWAY, FLOOR, BEFORE = "gateway", "floor", "before"
 
 _SERVERS = Path(__file__).with_name("servers")
 ECHO_STDIO = (sys.executable, "-I", "-S", str(_SERVERS / "echo_stdio.py"))
@@ -91,7 +92,7 @@ class Subject:
         return Background(argv, place.port, servers, environ=self.environ)
 
 
-def _gateway(lane: str, shared: bool | None) -> Subject:
+def _gateway(lane: str, shared: bool | None, checkout: Path | None = None) -> Subject:
     def command(place: Place) -> Sequence[str]:
         server: dict[str, object]
         if lane == HTTP:
@@ -102,10 +103,15 @@ def _gateway(lane: str, shared: bool | None) -> Subject:
         file = place.directory / f"gateway-{place.port}.json"
         file.write_text(json.dumps({"mcpServers": {"echo": server}}))
         listen = f"tcp:{place.port}:interface=127.0.0.1"
-        return [sys.executable, "-m", "gateway.tap", "--config", str(file), "--listen", listen]
+        # -P: not the gateway of the directory it is started in.
+        python = [sys.executable, "-P"]
+        return [*python, "-m", "gateway.tap", "--config", str(file), "--listen", listen]
 
     path = "/servers/echo/sse" if lane == SSE else "/servers/echo/mcp"
-    return Subject(GATEWAY, lane, command, path, gateway.__version__, shared)
+    if checkout is None:
+        return Subject(GATEWAY, lane, command, path, gateway.__version__, shared)
+    environ = {"PYTHONPATH": str(checkout)}
+    return Subject(BEFORE, lane, command, path, "of another checkout", shared, environ=environ)
 
 
 def _floor(lane: str, shared: bool | None) -> Subject:
@@ -120,7 +126,14 @@ def _floor(lane: str, shared: bool | None) -> Subject:
     return Subject(FLOOR, lane, command, path, f"on Twisted {twisted.__version__}", shared)
 
 
-def ourselves(lane: str) -> list[Subject]:
-    """The floor and the gateway in this lane, for each way that sessions can have children."""
+def ourselves(lane: str, before: Path | None = None) -> list[Subject]:
+    """
+    The floor and the gateway in this lane, for each way that sessions can have children.
+
+    before: another checkout of the gateway, which is measured beside them.
+    """
     ways = (None,) if lane == HTTP else (False, True)
-    return [make(lane, shared) for shared in ways for make in (_floor, _gateway)]
+    found = [make(lane, shared) for shared in ways for make in (_floor, _gateway)]
+    if before is not None:
+        found += [_gateway(lane, shared, before) for shared in ways]
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.figures import middle, ratio, spread
 from benchmarks.modes import MODES
 from benchmarks.results import Results, Series
-from benchmarks.subjects import FLOOR, GATEWAY, LANES
+from benchmarks.subjects import BEFORE, FLOOR, GATEWAY, LANES
 
 __all__ = ["aligned", "number", "report", "summary", "table"]
 
@@ -84,7 +84,7 @@ def _cheapestPeer(results: Results, lane: str, mode: str) -> Series | None:
     right = [
         series
         for series in results.of(lane, mode)
-        if series.samples and not series.errors and series.subject not in (FLOOR, GATEWAY)
+        if series.samples and not series.errors and series.subject not in (BEFORE, FLOOR, GATEWAY)
     ]
     return min(right, key=lambda series: middle(series.values(key)), default=None)
 
