@@ -5,8 +5,9 @@ A cell is a client (an SDK, in clients/, in one of its modes), a route (what is 
 gateway, and the transport and the eras of the server behind it) and a server. What the client saw,
 step by step, is held to three things: what `wanted` says outright; what the same client saw
 directly, over the same transport, at that server or, where client and server are of different
-eras, at the same server of the client's own; and DIFFERENCES, which has each step that may differ
-from that, and why. docs/peers.md tells it in prose.
+eras, at the fixture of the client's own (at other servers it sees nothing directly then); and
+DIFFERENCES, which has each step that may differ from that, and why. docs/peers.md tells it in
+prose.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 JSON = dict[str, Any]
 PYTHON = ("mcp1", "mcp2")
 JAVASCRIPT = ("sdk1", "client2")
-SERVERS = ("fixture", "everything")
+SERVERS = {"fixture": None, "everything": "legacy", "server2": "modern"}
+"""The one era that a server speaks; the fixture is told by the route."""
 STEPS = (
     "initialize", "lists", "read", "call", "together", "progress", "sampling", "elicitation",
     "update", "cancel", "errors", "delete", "loss", "fresh", "large",
@@ -125,7 +127,7 @@ class Cell:
     @property
     def eras(self) -> str:
         """What the server speaks."""
-        return ROUTES[self.route].eras if self.server == "fixture" else "legacy"
+        return SERVERS[self.server] or ROUTES[self.route].eras
 
     @property
     def crosses(self) -> bool:
@@ -133,18 +135,25 @@ class Cell:
         return self.eras not in ("both", self.era)
 
     @property
-    def direct(self) -> tuple[str, str, str]:
-        """Where the client looks directly: server, transport, eras."""
+    def direct(self) -> tuple[str, str, str] | None:
+        """Where the client looks directly: server, transport, eras; None: it can not."""
+        if self.crosses and self.server != "fixture":
+            return None
         if self.transport == "sse":
             return self.server, "sse", "legacy"
         return self.server, "http", self.era if self.crosses else self.eras
 
 
+_ENTRIES = {
+    "fixture": {route.entry for route in ROUTES.values()},
+    # These speak one era, so they need no entries of their own for that.
+    "everything": {"stdio", "http", "gathered", "sse"},
+    "server2": {"modern-stdio", "modern-http"},
+}
+
+
 def _possible(client: Client, server: str, route: Route) -> bool:
-    if server == "everything":
-        # It speaks one era, so it needs no routes of its own for that.
-        return client.era == "legacy" and route.entry in ("stdio", "http", "gathered", "sse")
-    return client.era == "legacy" or route.transport == "http"
+    return route.entry in _ENTRIES[server] and (client.era == "legacy" or route.transport == "http")
 
 
 CELLS = tuple(
@@ -162,6 +171,7 @@ NOT_DONE = {
     "delete and loss with a modern client": "it has no session; what it ends is a stream, see "
     "`cancel` and `update`",
     "HTTP+SSE with a modern client": "that transport is of the legacy era alone",
+    "unsubscribing at server2": "nothing tells who is subscribed there; the fixture writes it down",
     "loss over HTTP+SSE": "such a session lives as long as its stream, nothing else can end it; "
     "`delete` has what a message to it is answered afterwards",
     "whether server-everything saw the cancellation": "its long operation takes no notice and "
@@ -281,6 +291,10 @@ PROFILES: JSON = json.loads(
 )
 """With which tools of a server each step is done; the clients read it, too."""
 
+_ERRORS: JSON = {
+    "legacy": {"tool": {"code": -32602}, "resource": {"code": -32002}},
+    "modern": {"tool": {"code": -32602}, "resource": {"code": -32602}},
+}
 _FIXTURE: JSON = {
     "initialize": {
         "revision": "2025-11-25",
@@ -341,7 +355,7 @@ _FIXTURE: JSON = {
     },
     "read": {"begins": "This is the content of the static text resource."},
     "call": "This is a simple text response for testing.",
-    "errors": {"tool": {"code": -32602}, "resource": {"code": -32002}},
+    "errors": _ERRORS["legacy"],
     "progress": {
         "said": "Reported progress three times.",
         "seen": [[0, 100], [50, 100], [100, 100]],
@@ -445,15 +459,51 @@ _EVERYTHING: JSON = {
     "fresh": "Echo: grün \U0001f600",
     "large": [_text("Echo: " + "x" * call["size"]) for call in PROFILES["everything"]["large"]],
 }
-_MODERN_FIXTURE: JSON = {
+
+
+def _modern(seen: JSON, **other: Any) -> JSON:
+    """What a modern client sees where a legacy one sees this."""
+    return {**seen, "initialize": {**seen["initialize"], "revision": "2026-07-28"}, **other}
+
+
+_SERVER_2: JSON = {
     **_FIXTURE,
-    "initialize": {**_FIXTURE["initialize"], "revision": "2026-07-28"},
-    "errors": {"tool": {"code": -32602}, "resource": {"code": -32602}},
+    "initialize": {
+        "revision": "2025-11-25",
+        "capabilities": {
+            "prompts": {"listChanged": True},
+            "resources": {"subscribe": True, "listChanged": True},
+            "tools": {"listChanged": True},
+        },
+    },
+    "lists": {
+        "tools": [
+            "test_echo",
+            "test_elicitation",
+            "test_large",
+            "test_sampling",
+            "test_simple_text",
+            "test_tool_with_progress",
+            "test_touch",
+            "test_wait",
+            "test_was_cancelled",
+        ],
+        "resources": ["test://static-text"],
+        "prompts": ["test_simple_prompt"],
+    },
+    "elicitation": {
+        "said": f'User response: action=accept, content={{"username":"me","email":"{EMAIL}"}}',
+        "asked": [{"message": "well?"}],
+    },
+    "update": {"updated": ["test://watched/{unique}"], "said": []},
 }
 SEEN = {
     ("fixture", "legacy"): _FIXTURE,
-    ("fixture", "modern"): _MODERN_FIXTURE,
+    ("fixture", "modern"): _modern(_FIXTURE, errors=_ERRORS["modern"]),
     ("everything", "legacy"): _EVERYTHING,
+    ("everything", "modern"): _modern(_EVERYTHING),
+    ("server2", "legacy"): _SERVER_2,
+    ("server2", "modern"): _modern(_SERVER_2, errors=_ERRORS["modern"]),
 }
 """What every client of an era is to see of a server, through the gateway and directly."""
 
@@ -502,19 +552,23 @@ def wanted(cell: Cell) -> JSON:
     return steps
 
 
-def complaints(cell: Cell, direct: JSON, through: JSON) -> list[str]:
-    """What is wrong with what a client saw; empty if nothing is."""
+def complaints(cell: Cell, direct: JSON | None, through: JSON) -> list[str]:
+    """What is wrong with what a client saw, directly if it could; empty if nothing is."""
     found = []
     done = set(STEPS) - set(leftOut(cell))
     for seen, where in ((direct, "directly"), (through, "through the gateway")):
-        if set(seen) != done:
+        if seen is not None and set(seen) != done:
             found.append(f"{where} these steps were done: {sorted(seen)}")
     differing = differences(cell)
     for step, want in wanted(cell).items():
         if not matches(want, through.get(step)):
             found.append(f"{step}: wanted {want!r}, saw {through.get(step)!r}")
-        if step not in differing and not matches(want, direct.get(step)):
+        if direct is None or step in differing:
+            continue
+        if not matches(want, direct.get(step)):
             found.append(f"{step}: wanted {want!r}, saw {direct.get(step)!r} directly")
+    if direct is None:
+        return found
     for step in sorted(done):
         here, there = through.get(step), direct.get(step)
         difference = differing.get(step)

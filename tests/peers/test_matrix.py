@@ -14,7 +14,17 @@ import matrix
 import pytest
 import pytest_twisted
 from attrs import define, field
-from installing import CLIENT_2, EVERYTHING, NODE, SDK_1, NotInstalled, mcp1, node, nodeModules
+from installing import (
+    CLIENT_2,
+    EVERYTHING,
+    NODE,
+    SDK_1,
+    SERVER_2,
+    NotInstalled,
+    mcp1,
+    node,
+    nodeModules,
+)
 from matrix import JSON, PYTHON, ROUTES, Cell
 from processes import ROOT, start, startGateway
 from twisted.internet import reactor
@@ -47,8 +57,10 @@ class Peers:
         path = f"servers/{cell.server}-{route.entry}/{route.path}"
         return await self._seen(program, cell, f"{self.gateway}/{path}")
 
-    async def directly(self, program: Argv, cell: Cell) -> JSON:
-        """What it sees without, over the same transport; it has to look once."""
+    async def directly(self, program: Argv, cell: Cell) -> JSON | None:
+        """What it sees without, if it can, over the same transport; it has to look once."""
+        if cell.direct is None:
+            return None
         key = cell.client, cell.direct
         if key not in self.direct:
             self.direct[key] = await self._seen(program, cell, self.urls[cell.direct])
@@ -83,6 +95,11 @@ def everything(modules: Path) -> Argv:
     return [node(modules), "--require", str(HERE / "loopback.cjs"), str(script)]
 
 
+def server2(modules: Path, way: str) -> Argv:
+    """The command of the fixture on npm's server 2.x, speaking the modern era alone."""
+    return [node(modules), str(HERE / "server2_fixture.cjs"), way, "reject"]
+
+
 def fixture(state: Path, *arguments: str) -> Argv:
     """The command of the fixture; all of its processes remember together."""
     return [sys.executable, FIXTURE, "--state", str(state), *arguments]
@@ -93,7 +110,7 @@ def configuration(modules: Path, state: Path, urls: dict[tuple[str, str, str], s
     servers: JSON = {}
 
     def child(name: str, argv: Argv) -> None:
-        servers[name] = {"command": argv[0], "args": argv[1:]}
+        servers[name] = {"command": argv[0], "args": argv[1:], "env": {"NODE_PATH": str(modules)}}
 
     for server, eras in (("fixture", "both"), ("everything", "legacy")):
         http, sse = urls[server, "http", eras], urls[server, "sse", "legacy"]
@@ -101,6 +118,8 @@ def configuration(modules: Path, state: Path, urls: dict[tuple[str, str, str], s
         servers[f"{server}-gathered"] = {"url": http, "proxy": "streamable"}
         servers[f"{server}-sse"] = {"url": sse}
     child("everything-stdio", [*everything(modules), "stdio"])
+    child("server2-modern-stdio", server2(modules, "stdio"))
+    servers["server2-modern-http"] = {"url": urls["server2", "http", "modern"]}
     child("fixture-stdio", fixture(state, "--stdio"))
     for era in ("legacy", "modern"):
         child(f"fixture-{era}-stdio", fixture(state, "--stdio", "--era", era))
@@ -109,9 +128,9 @@ def configuration(modules: Path, state: Path, urls: dict[tuple[str, str, str], s
 
 
 @asynccontextmanager
-async def running(argv: Argv, path: str) -> AsyncIterator[str]:
+async def running(argv: Argv, path: str, modules: Path) -> AsyncIterator[str]:
     """A server in a process of its own; its URL."""
-    process = start(argv, {"PORT": "0"})
+    process = start(argv, {"PORT": "0", "NODE_PATH": str(modules)})
     try:
         yield (await process.line(r"ready (http://\S+)"))[1] + path
     finally:
@@ -124,7 +143,7 @@ def modules() -> Path:
     """Where the npm packages are."""
     given = os.environ.get("MCP_NODE_MODULES")
     try:
-        return nodeModules(given, (NODE, SDK_1, CLIENT_2, EVERYTHING))
+        return nodeModules(given, (NODE, SDK_1, CLIENT_2, SERVER_2, EVERYTHING))
     except NotInstalled as reason:
         pytest.skip(f"the npm SDKs and servers could not be installed: {reason}")
 
@@ -139,12 +158,13 @@ async def peers(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Asyn
         ("fixture", "sse", "legacy"): (fixture(state, "--sse", "0"), ""),
         ("everything", "http", "legacy"): ([*everything(modules), "streamableHttp"], "/mcp"),
         ("everything", "sse", "legacy"): ([*everything(modules), "sse"], "/sse"),
+        ("server2", "http", "modern"): (server2(modules, "http"), ""),
     }
     for eras in ("both", "legacy", "modern"):
         starts["fixture", "http", eras] = fixture(state, "--http", "0", "--era", eras), ""
     async with AsyncExitStack() as stack:
         urls = {
-            key: await stack.enter_async_context(running(argv, path))
+            key: await stack.enter_async_context(running(argv, path, modules))
             for key, (argv, path) in starts.items()
         }
         config.write_text(configuration(modules, state, urls))
@@ -175,13 +195,13 @@ async def test_a_client_sees_through_the_gateway_what_it_sees_directly(
 # What the cells are held to, without any peer.
 
 
-def sights(cell: Cell) -> tuple[JSON, JSON]:
+def sights(cell: Cell) -> tuple[JSON | None, JSON]:
     """What a client would see directly and through the gateway if all were well."""
     through = {step: None for step in matrix.STEPS if step not in matrix.leftOut(cell)}
     for step, want in matrix.wanted(cell).items():
         through[step] = want.alternatives[0] if isinstance(want, matrix.OneOf) else want
     differing = {step: f"another {step}" for step in matrix.differences(cell)}
-    return through | differing, through
+    return through | differing if cell.direct is not None else None, through
 
 
 def test_a_cell_has_no_complaint_if_all_is_well() -> None:
@@ -201,9 +221,10 @@ def test_a_cell_complains_of_each_step_that_goes_wrong(step: str) -> None:
 
 def test_a_cell_complains_of_a_difference_that_is_none() -> None:
     for cell in matrix.CELLS:
-        _, through = sights(cell)
+        direct, through = sights(cell)
         differs = any(one.always for one in matrix.differences(cell).values())
-        assert bool(matrix.complaints(cell, through, through)) == differs
+        wrong = matrix.complaints(cell, direct and through, through)
+        assert bool(wrong) == (differs and direct is not None)
 
 
 def test_the_docs_tell_every_difference_and_all_that_is_not_done() -> None:
