@@ -59,9 +59,15 @@ class Heard {
   };
 }
 
+/* An object with its members in order, for servers write them in any. */
+const sorted = (_, value) =>
+  value && typeof value === "object" && !Array.isArray(value)
+    ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
+    : value;
+
 const digest = (value) =>
   createHash("sha256")
-    .update(typeof value === "string" ? value : JSON.stringify(value))
+    .update(typeof value === "string" ? value : JSON.stringify(value, sorted))
     .digest("hex")
     .slice(0, 16);
 
