@@ -25,8 +25,9 @@ JAVASCRIPT = ("sdk1", "client2")
 SERVERS = {"fixture": None, "everything": "legacy", "server2": "modern"}
 """The one era that a server speaks; the fixture is told by the route."""
 STEPS = (
-    "initialize", "lists", "read", "call", "together", "progress", "sampling", "elicitation",
-    "update", "cancel", "errors", "delete", "loss", "fresh", "large",
+    "initialize", "lists", "read", "call", "headers", "together", "progress", "sampling",
+    "elicitation", "rounds", "prompt", "update", "changed", "cancel", "errors", "delete", "loss",
+    "fresh", "large",
 )  # fmt: skip
 
 
@@ -291,6 +292,9 @@ PROFILES: JSON = json.loads(
 )
 """With which tools of a server each step is done; the clients read it, too."""
 
+_WITHOUT: JSON = {"rounds": None, "prompt": None, "headers": None, "changed": None}
+"""The steps for which only the fixture has tools."""
+
 _ERRORS: JSON = {
     "legacy": {"tool": {"code": -32602}, "resource": {"code": -32002}},
     "modern": {"tool": {"code": -32602}, "resource": {"code": -32602}},
@@ -373,6 +377,19 @@ _FIXTURE: JSON = {
         "said": f'User response: action=accept, content={{"username": "me", "email": "{EMAIL}"}}',
         "asked": [{"message": "well?"}],
     },
+    "rounds": {
+        "said": "me likes grün",
+        "asked": [
+            {"message": "Step 1: What is your name?"},
+            {"message": "Step 2: What is your favorite color?"},
+        ],
+    },
+    "prompt": {
+        "said": "In the context of tests:",
+        "asked": [{"message": "What context should the prompt use?"}],
+    },
+    "headers": "Got {'region': 'grün \U0001f600'}",
+    "changed": "changed",
     "update": {"updated": ["test://watched/{unique}"], "said": ["told", "nobody subscribed"]},
     "cancel": {"seen": "cancelled", "after": "This is a simple text response for testing."},
     "fresh": "This is a simple text response for testing.",
@@ -454,6 +471,7 @@ _EVERYTHING: JSON = {
         f'    "username": "me",\n    "email": "{EMAIL}",\n    "name": "me"\n  }}\n}}',
         "asked": [{"message": "Please provide inputs for the following fields:"}],
     },
+    **_WITHOUT,
     "update": {"updated": ["demo://resource/dynamic/text/1"], "said": []},
     "cancel": {"seen": None, "after": "Echo: grün \U0001f600"},
     "fresh": "Echo: grün \U0001f600",
@@ -495,6 +513,7 @@ _SERVER_2: JSON = {
         "said": f'User response: action=accept, content={{"username":"me","email":"{EMAIL}"}}',
         "asked": [{"message": "well?"}],
     },
+    **_WITHOUT,
     "update": {"updated": ["test://watched/{unique}"], "said": []},
 }
 SEEN = {

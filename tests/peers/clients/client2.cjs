@@ -23,6 +23,7 @@ const open = async (kind, url, heard, mode) => {
   client.setNotificationHandler("notifications/resources/updated", (notification) =>
     heard.update(notification.params.uri),
   );
+  client.setNotificationHandler("notifications/tools/list_changed", () => heard.noteChange());
   const Transport = kind === "http" ? StreamableHTTPClientTransport : SSEClientTransport;
   const transport = new Transport(new URL(url), { fetch: heard.fetch });
   await client.connect(transport);

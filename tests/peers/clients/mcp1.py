@@ -32,6 +32,9 @@ class Client:
     async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any:
         return await self._session.call_tool(tool, arguments, progress_callback=progress)
 
+    async def prompt(self, name: str) -> Any:
+        return await self._session.get_prompt(name)
+
     async def cancelled(self, tool: str, arguments: JSON) -> Any:
         # This SDK does not cancel: its user sends the notification, with an id that only the
         # session's counter tells, and the call stays open until it is answered.

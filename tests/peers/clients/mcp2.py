@@ -38,6 +38,9 @@ class Client:
     async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any:
         return await self._client.call_tool(tool, arguments, progress_callback=progress)
 
+    async def prompt(self, name: str) -> Any:
+        return await self._client.get_prompt(name)
+
     async def cancelled(self, tool: str, arguments: JSON) -> Any:
         with anyio.CancelScope() as scope:
 
@@ -51,7 +54,7 @@ class Client:
     @asynccontextmanager
     async def watching(self, uri: str) -> AsyncIterator[None]:
         if self._modern:
-            async with self._client.listen(resource_subscriptions=[uri]):
+            async with self._client.listen(resource_subscriptions=[uri], tools_list_changed=True):
                 yield
         else:
             await self._client.subscribe_resource(uri)

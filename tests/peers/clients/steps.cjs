@@ -21,6 +21,13 @@ const STEP_MS = 30_000;
 const SILENCE_MS = 5_000;
 const SAMPLED = "a model's words \u{1f600}";
 const ELICITED = { username: "me", email: "me@example.org" };
+// By a word of the question: what is answered in place of ELICITED.
+const FIELDS = {
+  fields: { ...ELICITED, name: "me" },
+  "your name": { name: "me" },
+  color: { color: "grün" },
+  context: { context: "tests" },
+};
 const TOGETHER = 10;
 
 /* What the server said beside its answers, and how the last message reached it. */
@@ -29,6 +36,7 @@ class Heard {
   updated = [];
   target = "";
   session = null;
+  toolsChanged = new Promise((resolve) => (this.noteChange = resolve));
   firstUpdate = new Promise((resolve) => (this.noteUpdate = resolve));
 
   sampling({ _meta, ...params }) {
@@ -39,9 +47,10 @@ class Heard {
 
   elicitation({ _meta, ...params }) {
     this.asked.push({ ...params, requestedSchema: digest(params.requestedSchema) });
-    // Each server asks for other fields; what it asks for is filled.
-    const fields = params.message.includes("fields");
-    return { action: "accept", content: fields ? { ...ELICITED, name: "me" } : ELICITED };
+    // Each asks for other fields; what it asks for is filled.
+    const [, fields] =
+      Object.entries(FIELDS).find(([word]) => params.message.includes(word)) ?? [];
+    return { action: "accept", content: fields ?? ELICITED };
   }
 
   update(uri) {
@@ -133,6 +142,11 @@ const STEPS = {
     return await said(peer, profile.text);
   },
 
+  /* A tool with an argument that stands in a header field, too. */
+  async headers(peer, profile) {
+    return profile.headers ? await said(peer, profile.headers) : null;
+  },
+
   /* Many calls at once; how many got their own answer. */
   async together(peer, profile) {
     const { tool, fill } = profile.echo;
@@ -160,6 +174,19 @@ const STEPS = {
     return await asked(peer, profile.elicitation, heard);
   },
 
+  /* A tool that asks twice, the second time with what it heard. */
+  async rounds(peer, profile, heard) {
+    return profile.rounds ? await asked(peer, profile.rounds, heard) : null;
+  },
+
+  /* A prompt that asks. */
+  async prompt(peer, profile, heard) {
+    if (!profile.prompt) return null;
+    heard.asked.length = 0;
+    const found = await peer.client.getPrompt({ name: profile.prompt });
+    return { said: found.messages[0].content.text, asked: [...heard.asked] };
+  },
+
   async update(peer, { update: how }, heard) {
     const unwatch = await watched(peer, how.uri);
     const answers = [await said(peer, how.on)];
@@ -168,6 +195,16 @@ const STEPS = {
     await unwatch();
     if (how.says) answers.push(await said(peer, how.off));
     return { updated: [...new Set(heard.updated)], said: how.says ? answers : [] };
+  },
+
+  /* Have the list of tools change, and hear it. */
+  async changed(peer, profile, heard) {
+    if (!profile.changed) return null;
+    const unwatch = await watched(peer, profile.update.uri);
+    const answer = await said(peer, profile.changed);
+    await heard.toolsChanged;
+    await unwatch();
+    return answer;
   },
 
   async cancel(peer, profile) {
@@ -190,10 +227,10 @@ const STEPS = {
   },
 };
 
-/* Have the client hear that a resource changes; returns what ends that. */
+/* Have the client hear that a resource or the list of tools changes; returns what ends that. */
 const watched = async (peer, uri) => {
   if (peer.listen) {
-    const open = await peer.listen({ resourceSubscriptions: [uri] });
+    const open = await peer.listen({ resourceSubscriptions: [uri], toolsListChanged: true });
     return () => open.close();
   }
   await peer.client.subscribeResource({ uri });

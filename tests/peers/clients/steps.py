@@ -35,6 +35,13 @@ STEP_SECONDS = 30
 SILENCE_SECONDS = 5
 """How long it is waited for what may never come."""
 SAMPLED, ELICITED = "a model's words \U0001f600", {"username": "me", "email": "me@example.org"}
+FIELDS: dict[str, JSON] = {
+    "fields": {**ELICITED, "name": "me"},
+    "your name": {"name": "me"},
+    "color": {"color": "grün"},
+    "context": {"context": "tests"},
+}
+"""By a word of the question: what is answered in place of ELICITED."""
 TOGETHER = 10
 
 
@@ -44,6 +51,7 @@ class Heard:
 
     asked: list[Any] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
+    changed: anyio.Event = field(default_factory=anyio.Event)
     target: str = ""
     session: str | None = None
     _changed: anyio.Event = field(default_factory=anyio.Event)
@@ -58,8 +66,9 @@ class Heard:
         asked = without(dumped(params), "_meta")
         asked["requestedSchema"] = digest(asked["requestedSchema"])
         self.asked.append(asked)
-        # Each server asks for other fields; what it asks for is filled.
-        return ELICITED | {"name": "me"} if "fields" in asked["message"] else ELICITED
+        # Each asks for other fields; what it asks for is filled.
+        fields = next((some for word, some in FIELDS.items() if word in asked["message"]), {})
+        return fields or ELICITED
 
     def update(self, uri: str) -> None:
         self.updated.append(uri)
@@ -88,11 +97,13 @@ class Client(Protocol):
 
     async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any: ...
 
+    async def prompt(self, name: str) -> Any: ...
+
     async def cancelled(self, tool: str, arguments: JSON) -> Any:
         """Call, cancel as soon as there is progress; returns how the call ended."""
 
     def watching(self, uri: str) -> AbstractAsyncContextManager[Any]:
-        """While this is open, the client hears that a resource changes."""
+        """While this is open, the client hears that a resource or the list of tools changes."""
 
 
 Connect = Callable[[str, str, Heard, str], AbstractAsyncContextManager[Client]]
@@ -202,6 +213,25 @@ async def elicitation(client: Client, profile: JSON, heard: Heard) -> Any:
     return await asked(client, profile["elicitation"], heard)
 
 
+async def rounds(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A tool that asks twice, the second time with what it heard."""
+    return await asked(client, profile["rounds"], heard) if "rounds" in profile else None
+
+
+async def prompt(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A prompt that asks."""
+    if "prompt" not in profile:
+        return None
+    heard.asked.clear()
+    found = dumped(await client.prompt(profile["prompt"]))
+    return {"said": found["messages"][0]["content"]["text"], "asked": heard.asked[:]}
+
+
+async def headers(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A tool with an argument that stands in a header field, too."""
+    return await said(client, profile["headers"]) if "headers" in profile else None
+
+
 async def asked(client: Client, call: JSON, heard: Heard) -> Any:
     heard.asked.clear()
     answer = await said(client, call)
@@ -218,6 +248,16 @@ async def update(client: Client, profile: JSON, heard: Heard) -> Any:
     if how["says"]:
         answers.append(await said(client, how["off"]))
     return {"updated": sorted(set(heard.updated)), "said": answers if how["says"] else []}
+
+
+async def changed(client: Client, profile: JSON, heard: Heard) -> Any:
+    """Have the list of tools change, and hear it."""
+    if "changed" not in profile:
+        return None
+    async with client.watching(profile["update"]["uri"]):
+        answer = await said(client, profile["changed"])
+        await heard.changed.wait()
+    return answer
 
 
 async def cancel(client: Client, profile: JSON, heard: Heard) -> Any:
@@ -246,8 +286,8 @@ async def large(client: Client, profile: JSON, heard: Heard) -> Any:
 # The npm SDKs come back, after a while, for a stream whose answer was an error, and then
 # server-everything repeats what it said since, on whatever stream. So errors come last.
 STEPS = (
-    initialize, lists, read, call, together, progress, sampling, elicitation, update, cancel,
-    errors,
+    initialize, lists, read, call, headers, together, progress, sampling, elicitation, rounds,
+    prompt, update, changed, cancel, errors,
 )  # fmt: skip
 
 
