@@ -15,6 +15,7 @@ from raw import Recorder
 from twisted.internet import reactor
 
 from gateway.config import Configuration, GatewaySettings
+from gateway.guard.authentication import IAuthenticator
 from gateway.guard.limits import Limits
 from gateway.service import GatewayService
 from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
@@ -111,13 +112,15 @@ class Live:
         await self.service.stopService()
 
 
-async def startLive(*servers: ServerSettings, **limits: Any) -> Live:
+async def startLive(
+    *servers: ServerSettings, authenticator: IAuthenticator | None = None, **limits: Any
+) -> Live:
     """Start a gateway in front of these servers."""
     quick = {"eof_wait": 0.5, "term_wait": 0.5, "drain_grace": 0.5, **limits}
     settings = GatewaySettings(listen=("tcp:0:interface=127.0.0.1",), limits=Limits(**quick))
     configuration = Configuration(servers=servers, gateway=settings, source="test")
     recorder = Recorder()
-    service = GatewayService(configuration, reactor, observer=recorder)
+    service = GatewayService(configuration, reactor, observer=recorder, authenticator=authenticator)
     service.startService()
     port = service.ports[0].getHost().port
     return Live(service, recorder, f"http://127.0.0.1:{port}")

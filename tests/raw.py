@@ -164,6 +164,10 @@ class RawClient(Protocol):
         answer = await self.head()
         if bodiless or answer.status in (204, 304):
             return answer
+        return await self.body(answer)
+
+    async def body(self, answer: Response) -> Response:
+        """The rest of an answer that has a body and of which only the head was read."""
         length = answer.header(b"content-length")
         if length is not None:
             answer.body = await self._exactly(int(length))

@@ -28,6 +28,7 @@ from typing import Any
 
 import anyio
 import fixture_inputs
+import fixture_state
 import matrix_tools
 import mcp_types as types
 import uvicorn
@@ -37,7 +38,6 @@ from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.sse import SseServerTransport
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
-from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
@@ -313,7 +313,7 @@ async def listTemplates(_: Context, __: object) -> types.ListResourceTemplatesRe
 
 
 async def readResource(
-    _: Context, params: types.ReadResourceRequestParams
+    ctx: Context, params: types.ReadResourceRequestParams
 ) -> types.ReadResourceResult:
     uri = str(params.uri)
     before, after = TEMPLATE.split("{id}")
@@ -324,18 +324,9 @@ async def readResource(
         data = {"id": id, "templateTest": True, "data": f"Data for ID: {id}"}
         contents = {"mimeType": "application/json", "text": json.dumps(data)}
     else:
-        raise MCPError(-32002, "Resource not found", {"uri": uri})
+        code = types.INVALID_PARAMS if fixture_inputs.isModern(ctx) else -32002
+        raise MCPError(code, "Resource not found", {"uri": uri})
     return types.ReadResourceResult.model_validate({"contents": [{"uri": uri, **contents}]})
-
-
-async def subscribe(_: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
-    matrix_tools.subscribed.add(str(params.uri))
-    return types.EmptyResult()
-
-
-async def unsubscribe(_: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
-    matrix_tools.subscribed.discard(str(params.uri))
-    return types.EmptyResult()
 
 
 # --- prompts, completion, logging ---
@@ -445,13 +436,13 @@ def makeServer() -> Server[Any]:
         on_list_resources=listResources,
         on_list_resource_templates=listTemplates,
         on_read_resource=readResource,
-        on_subscribe_resource=subscribe,
-        on_unsubscribe_resource=unsubscribe,
+        on_subscribe_resource=matrix_tools.subscribe,
+        on_unsubscribe_resource=matrix_tools.unsubscribe,
         on_list_prompts=listPrompts,
         on_get_prompt=getPrompt,
         on_completion=complete,
         on_set_logging_level=setLevel,
-        on_subscriptions_listen=ListenHandler(fixture_inputs.bus),
+        on_subscriptions_listen=matrix_tools.listen,
     )
 
 
@@ -499,7 +490,10 @@ def main() -> None:
     way.add_argument("--http", type=int, metavar="PORT")
     way.add_argument("--sse", type=int, metavar="PORT")
     parser.add_argument("--era", choices=ERAS, default="both", help="of stdio and --http")
+    parser.add_argument("--state", metavar="DIR", help="shared by fixtures that remember together")
     chosen = parser.parse_args()
+    if chosen.state is not None:
+        fixture_state.keepIn(chosen.state)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     if chosen.stdio:
         anyio.run(serveStdio, chosen.era)

@@ -22,7 +22,6 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.subscriptions import (
     InMemorySubscriptionBus,
     PromptsListChanged,
-    ResourceUpdated,
     ToolsListChanged,
 )
 from mcp.shared.exceptions import MCPError
@@ -243,13 +242,6 @@ async def changesPrompts(ctx: Context, _: Params) -> list[JSON]:
     else:
         await ctx.session.send_prompt_list_changed()
     return [text("changed")]
-
-
-async def touched(ctx: Context, uri: str) -> bool:
-    """Tell a modern client's streams that a resource changed; whether the client is modern."""
-    if isModern(ctx):
-        await bus.publish(ResourceUpdated(uri=uri))
-    return isModern(ctx)
 
 
 async def headed(_: Context, params: Params) -> list[JSON]:

@@ -16,8 +16,9 @@ CONFORMANCE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
 NODE = "node@22"
 SDK_1 = "@modelcontextprotocol/sdk@1.32.2"
 CLIENT_2 = "@modelcontextprotocol/client@2.4.0"
+SERVER_2 = "@modelcontextprotocol/server@2.4.0"
 EVERYTHING = "@modelcontextprotocol/server-everything@2026.8.31"
-NODE_PACKAGES = (CONFORMANCE, NODE, SDK_1, CLIENT_2, EVERYTHING)
+NODE_PACKAGES = (CONFORMANCE, NODE, SDK_1, CLIENT_2, SERVER_2, EVERYTHING)
 """From npm. The suite needs Node 22, so it brings one, and the others run on that, too."""
 MCP_1 = "mcp==1.30.0"
 """From PyPI, in an environment of its own; the tests' own has `mcp` 2.x."""

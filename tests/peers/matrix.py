@@ -1,10 +1,13 @@
 """
 The matrix of real clients, proxies and servers: what its cells are, and what a client is to see.
 
-A cell is a client (an SDK, in clients/), a route (a proxy, and the transport behind it) and a
-server. What the client saw, step by step, is held to three things: what SEEN says outright; what
-the same client saw directly at that server, over the same transport; and DIFFERENCES, which has
-each step that may differ from that, and why. docs/peers.md tells it in prose.
+A cell is a client (an SDK, in clients/, in one of its modes), a route (what is asked of the
+gateway, and the transport and the eras of the server behind it) and a server. What the client saw,
+step by step, is held to three things: what `wanted` says outright; what the same client saw
+directly, over the same transport, at that server or, where client and server are of different
+eras, at the fixture of the client's own (at other servers it sees nothing directly then); and
+DIFFERENCES, which has each step that may differ from that, and why. docs/peers.md tells it in
+prose.
 """
 
 from __future__ import annotations
@@ -17,28 +20,59 @@ from pathlib import Path
 from typing import Any
 
 JSON = dict[str, Any]
-CLIENTS = ("mcp1", "mcp2", "sdk1", "client2")
-"""PyPI `mcp` 1.x and 2.x, npm `@modelcontextprotocol/sdk` 1.x and `client` 2.x."""
 PYTHON = ("mcp1", "mcp2")
 JAVASCRIPT = ("sdk1", "client2")
-SERVERS = ("fixture", "everything")
+SERVERS = {"fixture": None, "everything": "legacy", "server2": "modern"}
+"""The one era that a server speaks; the fixture is told by the route."""
 STEPS = (
-    "initialize", "lists", "read", "call", "together", "progress", "sampling", "elicitation",
-    "update", "cancel", "errors", "delete", "loss", "fresh", "large",
+    "initialize", "lists", "read", "call", "headers", "together", "progress", "sampling",
+    "elicitation", "rounds", "prompt", "update", "changed", "cancel", "errors", "delete", "loss",
+    "fresh", "large",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Client:
+    """
+    An SDK and how it is set.
+
+    mode: the era it is told to speak; `auto` speaks the modern one where that is served, and that
+        is everywhere behind the gateway.
+    """
+
+    program: str
+    mode: str = "legacy"
+
+    @property
+    def era(self) -> str:
+        return "legacy" if self.mode == "legacy" else "modern"
+
+
+CLIENTS = {
+    "mcp1": Client("mcp1"),
+    "mcp2": Client("mcp2"),
+    "mcp2-modern": Client("mcp2", "modern"),
+    "mcp2-auto": Client("mcp2", "auto"),
+    "sdk1": Client("sdk1"),
+    "client2": Client("client2"),
+    "client2-modern": Client("client2", "modern"),
+    "client2-auto": Client("client2", "auto"),
+}
+"""PyPI `mcp` 1.x and 2.x, npm `@modelcontextprotocol/sdk` 1.x and `client` 2.x."""
 
 
 @dataclass(frozen=True)
 class Route:
     """
-    A proxy and what is behind it.
+    What is asked of the gateway, and what is behind it.
 
     transport: what the client speaks. entry: which of a server's entries in the gateway's
-    configuration it asks. path: of that entry.
+    configuration it asks. eras: those that the fixture there speaks.
     """
 
     transport: str
     entry: str
+    eras: str
 
     @property
     def path(self) -> str:
@@ -46,13 +80,22 @@ class Route:
 
 
 ROUTES = {
-    "streamable-stdio": Route("http", "stdio"),
-    "streamable-http": Route("http", "gathered"),
-    "streamable-sse": Route("http", "sse"),
-    "transparent-http": Route("http", "http"),
-    "sse-stdio": Route("sse", "stdio"),
-    "sse-http": Route("sse", "http"),
-    "sse-sse": Route("sse", "sse"),
+    "streamable-stdio": Route("http", "stdio", "both"),
+    "streamable-http": Route("http", "gathered", "both"),
+    "streamable-sse": Route("http", "sse", "legacy"),
+    "transparent-http": Route("http", "http", "both"),
+    "sse-stdio": Route("sse", "stdio", "both"),
+    "sse-http": Route("sse", "http", "both"),
+    "sse-sse": Route("sse", "sse", "legacy"),
+    # Each server of one era; HTTP+SSE is such a one already.
+    "mcp-legacy-stdio": Route("http", "legacy-stdio", "legacy"),
+    "mcp-modern-stdio": Route("http", "modern-stdio", "modern"),
+    "mcp-legacy-http": Route("http", "legacy-http", "legacy"),
+    "mcp-modern-http": Route("http", "modern-http", "modern"),
+    "sse-legacy-stdio": Route("sse", "legacy-stdio", "legacy"),
+    "sse-modern-stdio": Route("sse", "modern-stdio", "modern"),
+    "sse-legacy-http": Route("sse", "legacy-http", "legacy"),
+    "sse-modern-http": Route("sse", "modern-http", "modern"),
 }
 
 
@@ -69,15 +112,67 @@ class Cell:
     def transport(self) -> str:
         return ROUTES[self.route].transport
 
+    @property
+    def program(self) -> str:
+        return CLIENTS[self.client].program
+
+    @property
+    def mode(self) -> str:
+        return CLIENTS[self.client].mode
+
+    @property
+    def era(self) -> str:
+        """What the client speaks through the gateway."""
+        return CLIENTS[self.client].era
+
+    @property
+    def eras(self) -> str:
+        """What the server speaks."""
+        return SERVERS[self.server] or ROUTES[self.route].eras
+
+    @property
+    def crosses(self) -> bool:
+        """Whether client and server speak different eras."""
+        return self.eras not in ("both", self.era)
+
+    @property
+    def direct(self) -> tuple[str, str, str] | None:
+        """Where the client looks directly: server, transport, eras; None: it can not."""
+        if self.crosses and self.server != "fixture":
+            return None
+        if self.transport == "sse":
+            return self.server, "sse", "legacy"
+        return self.server, "http", self.era if self.crosses else self.eras
+
+
+_ENTRIES = {
+    "fixture": {route.entry for route in ROUTES.values()},
+    # These speak one era, so they need no entries of their own for that.
+    "everything": {"stdio", "http", "gathered", "sse"},
+    "server2": {"modern-stdio", "modern-http"},
+}
+
+
+def _possible(client: Client, server: str, route: Route) -> bool:
+    return route.entry in _ENTRIES[server] and (client.era == "legacy" or route.transport == "http")
+
 
 CELLS = tuple(
-    Cell(client, route, server) for client in CLIENTS for server in SERVERS for route in ROUTES
+    Cell(name, path, server)
+    for name, client in CLIENTS.items()
+    for server in SERVERS
+    for path, route in ROUTES.items()
+    if _possible(client, server, route)
 )
 
 
 # --- what is not done, or differs ---
 
 NOT_DONE = {
+    "delete and loss with a modern client": "it has no session; what it ends is a stream, see "
+    "`cancel` and `update`",
+    "HTTP+SSE with a modern client": "that transport is of the legacy era alone",
+    "unsubscribing at server2": "nothing tells who is subscribed there; the fixture writes it down",
     "loss over HTTP+SSE": "such a session lives as long as its stream, nothing else can end it; "
     "`delete` has what a message to it is answered afterwards",
     "whether server-everything saw the cancellation": "its long operation takes no notice and "
@@ -106,21 +201,26 @@ class Difference:
 
 
 def _answersCancelled(cell: Cell) -> bool:
-    """Whether a cancelled call is answered behind a route: by the fixture's own HTTP transport."""
-    return cell.server == "fixture" and cell.route.endswith("-http")
+    """Whether a cancelled call is answered behind a route: by the fixture's HTTP transport."""
+    legacy = ("http", "gathered", "legacy-http")
+    return cell.server == "fixture" and ROUTES[cell.route].entry in legacy
 
 
 DIFFERENCES = (
     Difference(
         "delete",
-        lambda cell: True,
+        lambda cell: cell.era == "legacy",
         "the gateway has one answer for a session that is gone, 404 -32001; the fixture says 404 "
         "-32600 or plain text, server-everything 400 -32000 or nothing at all",
     ),
     Difference(
         "loss",
         # mcp1 makes one error of any 404, and loses its connection over a 400.
-        lambda cell: cell.transport == "http" and (cell.client, cell.server) != ("mcp1", "fixture"),
+        lambda cell: (
+            cell.era == "legacy"
+            and cell.transport == "http"
+            and (cell.client, cell.server) != ("mcp1", "fixture")
+        ),
         "the client passes on what it was answered, see `delete`",
     ),
     Difference(
@@ -134,7 +234,7 @@ DIFFERENCES = (
     ),
     Difference(
         "progress",
-        lambda cell: cell.client in JAVASCRIPT and cell.transport == "sse",
+        lambda cell: cell.program in JAVASCRIPT and cell.transport == "sse",
         "over HTTP+SSE the npm SDKs lose progress that they read together with the answer: the "
         "answer is handled first. How the two are read is a matter of time; the gateway sends "
         "them in order, and together where the server did",
@@ -150,6 +250,8 @@ def differences(cell: Cell) -> dict[str, Difference]:
 
 def leftOut(cell: Cell) -> tuple[str, ...]:
     """The steps that are not done in a cell, see NOT_DONE."""
+    if cell.era == "modern":
+        return ("delete", "loss")
     return ("loss",) if cell.transport == "sse" else ()
 
 
@@ -190,21 +292,30 @@ PROFILES: JSON = json.loads(
 )
 """With which tools of a server each step is done; the clients read it, too."""
 
+_WITHOUT: JSON = {"rounds": None, "prompt": None, "headers": None, "changed": None}
+"""The steps for which only the fixture has tools."""
+
+_ERRORS: JSON = {
+    "legacy": {"tool": {"code": -32602}, "resource": {"code": -32002}},
+    "modern": {"tool": {"code": -32602}, "resource": {"code": -32602}},
+}
 _FIXTURE: JSON = {
     "initialize": {
         "revision": "2025-11-25",
         "capabilities": {
             "logging": {},
-            "prompts": {"listChanged": False},
-            "resources": {"subscribe": True, "listChanged": False},
-            "tools": {"listChanged": False},
+            "prompts": {"listChanged": True},
+            "resources": {"subscribe": True, "listChanged": True},
+            "tools": {"listChanged": True},
             "completions": {},
         },
     },
     "lists": {
         "tools": [
+            "greet",
             "json_schema_2020_12_tool",
             "test_audio_content",
+            "test_custom_headers",
             "test_echo",
             "test_elicitation",
             "test_elicitation_sep1034_defaults",
@@ -212,19 +323,34 @@ _FIXTURE: JSON = {
             "test_embedded_resource",
             "test_error_handling",
             "test_image_content",
+            "test_input_required_result_capabilities",
+            "test_input_required_result_elicitation",
+            "test_input_required_result_list_roots",
+            "test_input_required_result_multi_round",
+            "test_input_required_result_multiple_inputs",
+            "test_input_required_result_request_state",
+            "test_input_required_result_sampling",
+            "test_input_required_result_tampered_state",
             "test_large",
+            "test_logging_tool",
+            "test_missing_capability",
             "test_multiple_content_types",
             "test_reconnection",
             "test_sampling",
             "test_simple_text",
+            "test_streaming_elicitation",
             "test_tool_with_logging",
             "test_tool_with_progress",
             "test_touch",
+            "test_trigger_prompt_change",
+            "test_trigger_tool_change",
+            "test_unwatched",
             "test_wait",
             "test_was_cancelled",
         ],
         "resources": ["test://static-binary", "test://static-text", "test://watched-resource"],
         "prompts": [
+            "test_input_required_result_prompt",
             "test_prompt_with_arguments",
             "test_prompt_with_embedded_resource",
             "test_prompt_with_image",
@@ -233,7 +359,7 @@ _FIXTURE: JSON = {
     },
     "read": {"begins": "This is the content of the static text resource."},
     "call": "This is a simple text response for testing.",
-    "errors": {"tool": {"code": -32602}, "resource": {"code": -32002}},
+    "errors": _ERRORS["legacy"],
     "progress": {
         "said": "Reported progress three times.",
         "seen": [[0, 100], [50, 100], [100, 100]],
@@ -251,6 +377,19 @@ _FIXTURE: JSON = {
         "said": f'User response: action=accept, content={{"username": "me", "email": "{EMAIL}"}}',
         "asked": [{"message": "well?"}],
     },
+    "rounds": {
+        "said": "me likes grün",
+        "asked": [
+            {"message": "Step 1: What is your name?"},
+            {"message": "Step 2: What is your favorite color?"},
+        ],
+    },
+    "prompt": {
+        "said": "In the context of tests:",
+        "asked": [{"message": "What context should the prompt use?"}],
+    },
+    "headers": "Got {'region': 'grün \U0001f600'}",
+    "changed": "changed",
     "update": {"updated": ["test://watched/{unique}"], "said": ["told", "nobody subscribed"]},
     "cancel": {"seen": "cancelled", "after": "This is a simple text response for testing."},
     "fresh": "This is a simple text response for testing.",
@@ -332,13 +471,60 @@ _EVERYTHING: JSON = {
         f'    "username": "me",\n    "email": "{EMAIL}",\n    "name": "me"\n  }}\n}}',
         "asked": [{"message": "Please provide inputs for the following fields:"}],
     },
+    **_WITHOUT,
     "update": {"updated": ["demo://resource/dynamic/text/1"], "said": []},
     "cancel": {"seen": None, "after": "Echo: grün \U0001f600"},
     "fresh": "Echo: grün \U0001f600",
     "large": [_text("Echo: " + "x" * call["size"]) for call in PROFILES["everything"]["large"]],
 }
-SEEN = {"fixture": _FIXTURE, "everything": _EVERYTHING}
-"""What every client is to see of a server, through the gateway and directly."""
+
+
+def _modern(seen: JSON, **other: Any) -> JSON:
+    """What a modern client sees where a legacy one sees this."""
+    return {**seen, "initialize": {**seen["initialize"], "revision": "2026-07-28"}, **other}
+
+
+_SERVER_2: JSON = {
+    **_FIXTURE,
+    "initialize": {
+        "revision": "2025-11-25",
+        "capabilities": {
+            "prompts": {"listChanged": True},
+            "resources": {"subscribe": True, "listChanged": True},
+            "tools": {"listChanged": True},
+        },
+    },
+    "lists": {
+        "tools": [
+            "test_echo",
+            "test_elicitation",
+            "test_large",
+            "test_sampling",
+            "test_simple_text",
+            "test_tool_with_progress",
+            "test_touch",
+            "test_wait",
+            "test_was_cancelled",
+        ],
+        "resources": ["test://static-text"],
+        "prompts": ["test_simple_prompt"],
+    },
+    "elicitation": {
+        "said": f'User response: action=accept, content={{"username":"me","email":"{EMAIL}"}}',
+        "asked": [{"message": "well?"}],
+    },
+    **_WITHOUT,
+    "update": {"updated": ["test://watched/{unique}"], "said": []},
+}
+SEEN = {
+    ("fixture", "legacy"): _FIXTURE,
+    ("fixture", "modern"): _modern(_FIXTURE, errors=_ERRORS["modern"]),
+    ("everything", "legacy"): _EVERYTHING,
+    ("everything", "modern"): _modern(_EVERYTHING),
+    ("server2", "legacy"): _SERVER_2,
+    ("server2", "modern"): _modern(_SERVER_2, errors=_ERRORS["modern"]),
+}
+"""What every client of an era is to see of a server, through the gateway and directly."""
 
 LOST = {
     "mcp1": {"error": "McpError", "code": 32600, "message": "Session terminated"},
@@ -361,17 +547,19 @@ LOST = {
 
 def wanted(cell: Cell) -> JSON:
     """By step, what is to be seen in a cell."""
-    steps = {**SEEN[cell.server], "together": TOGETHER, "delete": [404, -32001]}
+    steps = {**SEEN[cell.server, cell.era], "together": TOGETHER}
+    if cell.era == "legacy":
+        steps["delete"] = [404, -32001]
     if cell.client == "mcp1":
         answered = _answersCancelled(cell)
         ended: Any = {"code": -32800} if answered else {"code": -32000}
     else:
         ended = "cancelled"
     steps["cancel"] = {**steps["cancel"], "ended": ended}
-    if cell.client == "client2":
+    if cell.program == "client2":
         # It has an error of its own for this, with a code of its own.
         steps["errors"] = {**steps["errors"], "resource": {"code": -32602}}
-    if cell.transport == "http":
+    if cell.era == "legacy" and cell.transport == "http":
         steps["loss"] = {"deleted": True, "then": LOST[cell.client]}
     if "progress" in differences(cell):
         whole = steps["progress"]
@@ -383,19 +571,23 @@ def wanted(cell: Cell) -> JSON:
     return steps
 
 
-def complaints(cell: Cell, direct: JSON, through: JSON) -> list[str]:
-    """What is wrong with what a client saw; empty if nothing is."""
+def complaints(cell: Cell, direct: JSON | None, through: JSON) -> list[str]:
+    """What is wrong with what a client saw, directly if it could; empty if nothing is."""
     found = []
     done = set(STEPS) - set(leftOut(cell))
     for seen, where in ((direct, "directly"), (through, "through the gateway")):
-        if set(seen) != done:
+        if seen is not None and set(seen) != done:
             found.append(f"{where} these steps were done: {sorted(seen)}")
     differing = differences(cell)
     for step, want in wanted(cell).items():
         if not matches(want, through.get(step)):
             found.append(f"{step}: wanted {want!r}, saw {through.get(step)!r}")
-        if step not in differing and not matches(want, direct.get(step)):
+        if direct is None or step in differing:
+            continue
+        if not matches(want, direct.get(step)):
             found.append(f"{step}: wanted {want!r}, saw {direct.get(step)!r} directly")
+    if direct is None:
+        return found
     for step in sorted(done):
         here, there = through.get(step), direct.get(step)
         difference = differing.get(step)

@@ -24,6 +24,8 @@ def callbacks(heard: Heard) -> dict[str, Any]:
         inner = getattr(received, "root", received)
         if isinstance(inner, types.ResourceUpdatedNotification):
             heard.update(str(inner.params.uri))
+        elif isinstance(inner, types.ToolListChangedNotification):
+            heard.changed.set()
 
     return {
         "sampling_callback": sampling,

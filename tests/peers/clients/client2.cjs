@@ -1,4 +1,4 @@
-/* A client of the matrix on npm `@modelcontextprotocol/client` 2.x, legacy; see steps.cjs. */
+/* A client of the matrix on npm `@modelcontextprotocol/client` 2.x, in any of its modes; see steps.cjs. */
 "use strict";
 
 const {
@@ -8,12 +8,14 @@ const {
 } = require("@modelcontextprotocol/client");
 const { main } = require("./steps.cjs");
 
-const open = async (kind, url, heard) => {
+const MODES = { legacy: "legacy", modern: { pin: "2026-07-28" }, auto: "auto" };
+
+const open = async (kind, url, heard, mode) => {
   const client = new Client(
     { name: "client2", version: "2" },
     {
       capabilities: { sampling: {}, elicitation: { form: {}, url: {} } },
-      versionNegotiation: { mode: "legacy" },
+      versionNegotiation: { mode: MODES[mode] },
     },
   );
   client.setRequestHandler("sampling/createMessage", (request) => heard.sampling(request.params));
@@ -21,6 +23,7 @@ const open = async (kind, url, heard) => {
   client.setNotificationHandler("notifications/resources/updated", (notification) =>
     heard.update(notification.params.uri),
   );
+  client.setNotificationHandler("notifications/tools/list_changed", () => heard.noteChange());
   const Transport = kind === "http" ? StreamableHTTPClientTransport : SSEClientTransport;
   const transport = new Transport(new URL(url), { fetch: heard.fetch });
   await client.connect(transport);
@@ -29,6 +32,9 @@ const open = async (kind, url, heard) => {
     transport,
     revision: () => client.getNegotiatedProtocolVersion(),
     call: (params, options) => client.callTool(params, options),
+    ...(client.getProtocolEra() === "modern"
+      ? { listen: (filter) => client.listen(filter) }
+      : {}),
   };
 };
 

@@ -12,7 +12,7 @@ from mcp import ClientSession, types
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from pydantic import AnyUrl
-from steps import JSON, SILENCE_SECONDS, Heard, main
+from steps import JSON, SILENCE_SECONDS, Heard, dumped, main
 
 
 class Client:
@@ -20,8 +20,8 @@ class Client:
         self._session = session
         self._greeting = greeting
 
-    def about(self) -> tuple[str, Any]:
-        return str(self._greeting.protocolVersion), self._greeting.capabilities
+    async def about(self) -> tuple[str, Any]:
+        return str(self._greeting.protocolVersion), dumped(self._greeting.capabilities)
 
     async def list(self, kind: str) -> Any:
         return await getattr(self._session, f"list_{kind}")()
@@ -31,6 +31,9 @@ class Client:
 
     async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any:
         return await self._session.call_tool(tool, arguments, progress_callback=progress)
+
+    async def prompt(self, name: str) -> Any:
+        return await self._session.get_prompt(name)
 
     async def cancelled(self, tool: str, arguments: JSON) -> Any:
         # This SDK does not cancel: its user sends the notification, with an id that only the
@@ -53,15 +56,15 @@ class Client:
                 return await self.call(tool, arguments, note)
         return "no answer"
 
-    async def subscribe(self, uri: str) -> Any:
-        return await self._session.subscribe_resource(AnyUrl(uri))
-
-    async def unsubscribe(self, uri: str) -> Any:
-        return await self._session.unsubscribe_resource(AnyUrl(uri))
+    @asynccontextmanager
+    async def watching(self, uri: str) -> AsyncIterator[None]:
+        await self._session.subscribe_resource(AnyUrl(uri))
+        yield
+        await self._session.unsubscribe_resource(AnyUrl(uri))
 
 
 @asynccontextmanager
-async def connect(transport: str, url: str, heard: Heard) -> AsyncIterator[Client]:
+async def connect(transport: str, url: str, heard: Heard, _: str) -> AsyncIterator[Client]:
     async with AsyncExitStack() as stack:
         if transport == "http":
             client = await stack.enter_async_context(http(heard)())

@@ -23,6 +23,7 @@ const open = async (kind, url, heard) => {
   client.setNotificationHandler(types.ResourceUpdatedNotificationSchema, (notification) =>
     heard.update(notification.params.uri),
   );
+  client.setNotificationHandler(types.ToolListChangedNotificationSchema, () => heard.noteChange());
   const Transport = kind === "http" ? StreamableHTTPClientTransport : SSEClientTransport;
   const transport = new Transport(new URL(url), { fetch: heard.fetch });
   let revision;

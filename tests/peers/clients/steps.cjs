@@ -3,10 +3,11 @@
  *
  * A client program brings `open`, which opens a connection with its SDK, and calls `main`:
  *
- *     NODE_PATH=… node CLIENT.cjs (http | sse) URL PROFILE
+ *     NODE_PATH=… node CLIENT.cjs (http | sse) URL PROFILE (legacy | modern | auto)
  *
  * It does each step with the tools that profiles.json names, and prints one JSON object: step →
- * what came of it, which is what this client saw, be it an error.
+ * what came of it, which is what this client saw, be it an error. A modern client has no session to
+ * end.
  */
 "use strict";
 
@@ -20,6 +21,13 @@ const STEP_MS = 30_000;
 const SILENCE_MS = 5_000;
 const SAMPLED = "a model's words \u{1f600}";
 const ELICITED = { username: "me", email: "me@example.org" };
+// By a word of the question: what is answered in place of ELICITED.
+const FIELDS = {
+  fields: { ...ELICITED, name: "me" },
+  "your name": { name: "me" },
+  color: { color: "grün" },
+  context: { context: "tests" },
+};
 const TOGETHER = 10;
 
 /* What the server said beside its answers, and how the last message reached it. */
@@ -28,6 +36,7 @@ class Heard {
   updated = [];
   target = "";
   session = null;
+  toolsChanged = new Promise((resolve) => (this.noteChange = resolve));
   firstUpdate = new Promise((resolve) => (this.noteUpdate = resolve));
 
   sampling({ _meta, ...params }) {
@@ -38,9 +47,10 @@ class Heard {
 
   elicitation({ _meta, ...params }) {
     this.asked.push({ ...params, requestedSchema: digest(params.requestedSchema) });
-    // Each server asks for other fields; what it asks for is filled.
-    const fields = params.message.includes("fields");
-    return { action: "accept", content: fields ? { ...ELICITED, name: "me" } : ELICITED };
+    // Each asks for other fields; what it asks for is filled.
+    const [, fields] =
+      Object.entries(FIELDS).find(([word]) => params.message.includes(word)) ?? [];
+    return { action: "accept", content: fields ?? ELICITED };
   }
 
   update(uri) {
@@ -58,9 +68,15 @@ class Heard {
   };
 }
 
+/* An object with its members in order, for servers write them in any. */
+const sorted = (_, value) =>
+  value && typeof value === "object" && !Array.isArray(value)
+    ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
+    : value;
+
 const digest = (value) =>
   createHash("sha256")
-    .update(typeof value === "string" ? value : JSON.stringify(value))
+    .update(typeof value === "string" ? value : JSON.stringify(value, sorted))
     .digest("hex")
     .slice(0, 16);
 
@@ -126,6 +142,11 @@ const STEPS = {
     return await said(peer, profile.text);
   },
 
+  /* A tool with an argument that stands in a header field, too. */
+  async headers(peer, profile) {
+    return profile.headers ? await said(peer, profile.headers) : null;
+  },
+
   /* Many calls at once; how many got their own answer. */
   async together(peer, profile) {
     const { tool, fill } = profile.echo;
@@ -153,18 +174,37 @@ const STEPS = {
     return await asked(peer, profile.elicitation, heard);
   },
 
+  /* A tool that asks twice, the second time with what it heard. */
+  async rounds(peer, profile, heard) {
+    return profile.rounds ? await asked(peer, profile.rounds, heard) : null;
+  },
+
+  /* A prompt that asks. */
+  async prompt(peer, profile, heard) {
+    if (!profile.prompt) return null;
+    heard.asked.length = 0;
+    const found = await peer.client.getPrompt({ name: profile.prompt });
+    return { said: found.messages[0].content.text, asked: [...heard.asked] };
+  },
+
   async update(peer, { update: how }, heard) {
-    await peer.client.subscribeResource({ uri: how.uri });
+    const unwatch = await watched(peer, how.uri);
     const answers = [await said(peer, how.on)];
     await heard.firstUpdate;
-    if (how.says) {
-      await peer.client.unsubscribeResource({ uri: how.uri });
-      answers.push(await said(peer, how.off));
-    } else {
-      await said(peer, how.off);
-      await peer.client.unsubscribeResource({ uri: how.uri });
-    }
+    if (!how.says) await said(peer, how.off);
+    await unwatch();
+    if (how.says) answers.push(await said(peer, how.off));
     return { updated: [...new Set(heard.updated)], said: how.says ? answers : [] };
+  },
+
+  /* Have the list of tools change, and hear it. */
+  async changed(peer, profile, heard) {
+    if (!profile.changed) return null;
+    const unwatch = await watched(peer, profile.update.uri);
+    const answer = await said(peer, profile.changed);
+    await heard.toolsChanged;
+    await unwatch();
+    return answer;
   },
 
   async cancel(peer, profile) {
@@ -185,6 +225,16 @@ const STEPS = {
       resource: await tried(peer.client.readResource({ uri: "test://no-such-resource" })),
     };
   },
+};
+
+/* Have the client hear that a resource or the list of tools changes; returns what ends that. */
+const watched = async (peer, uri) => {
+  if (peer.listen) {
+    const open = await peer.listen({ resourceSubscriptions: [uri], toolsListChanged: true });
+    return () => open.close();
+  }
+  await peer.client.subscribeResource({ uri });
+  return () => peer.client.unsubscribeResource({ uri });
 };
 
 const asked = async (peer, call, heard) => {
@@ -254,12 +304,12 @@ const refused = async (heard) => {
 };
 
 /* What came of a connection's use; an error that ends the connection counts, too. */
-const within = async (open, transport, url, heard, use) => {
+const within = async (open, transport, url, heard, mode, use) => {
   try {
-    const peer = await open(transport, url, heard);
+    const peer = await open(transport, url, heard, mode);
     const result = await use(peer);
     // A session that is lost cannot be ended; whether one was is seen by what it answers then.
-    if (transport === "http") await peer.transport.terminateSession().catch(() => {});
+    if (transport === "http" && mode === "legacy") await peer.transport.terminateSession().catch(() => {});
     await peer.client.close();
     return result;
   } catch (error) {
@@ -268,25 +318,26 @@ const within = async (open, transport, url, heard, use) => {
 };
 
 /* All the steps; what came of each. */
-const run = async (open, transport, url, profile) => {
+const run = async (open, transport, url, profile, mode) => {
   const seen = {};
   const heard = new Heard();
-  const broken = await within(open, transport, url, heard, async (peer) => {
+  const broken = await within(open, transport, url, heard, mode, async (peer) => {
     for (const [name, step] of Object.entries(STEPS)) {
       seen[name] = await tried(step(peer, profile, heard));
     }
   });
-  seen.delete = broken ?? (await refused(heard));
-  if (transport === "http") {
+  if (broken) seen.broken = broken;
+  if (mode === "legacy") seen.delete = await refused(heard);
+  if (mode === "legacy" && transport === "http") {
     const lost = new Heard();
-    seen.loss = await within(open, transport, url, lost, async (peer) => {
+    seen.loss = await within(open, transport, url, lost, mode, async (peer) => {
       await said(peer, profile.text);
       const [status] = await raw("DELETE", lost.target, lost.session);
       const then = await tried(said(peer, profile.text));
       return { deleted: [200, 204].includes(status), then };
     });
   }
-  const late = await within(open, transport, url, new Heard(), async (peer) => {
+  const late = await within(open, transport, url, new Heard(), mode, async (peer) => {
     seen.fresh = await tried(STEPS.call(peer, profile));
     seen.large = await large(peer, profile);
   });
@@ -295,11 +346,11 @@ const run = async (open, transport, url, profile) => {
 };
 
 const main = async (open) => {
-  const [transport, url, name] = process.argv.slice(2);
+  const [transport, url, name, mode] = process.argv.slice(2);
   const unique = randomUUID();
   const profiles = readFileSync(join(__dirname, "profiles.json"), "utf8");
   const profile = JSON.parse(profiles.replaceAll("{unique}", unique))[name];
-  const seen = await run(open, transport, url, profile);
+  const seen = await run(open, transport, url, profile, mode);
   const text = JSON.stringify(seen).replaceAll(unique, "{unique}");
   // Timers of a transport would hold the process.
   process.stdout.write(text + "\n", () => process.exit(0));

@@ -3,10 +3,10 @@ What a Python client of the matrix does, whatever its SDK; steps.cjs says the sa
 
 A client program brings `connect`, which opens a connection with its SDK, and calls `main`:
 
-    python CLIENT.py (http | sse) URL PROFILE
+    python CLIENT.py (http | sse) URL PROFILE (legacy | modern | auto)
 
 It does each step with the tools that profiles.json names, and prints one JSON object: step → what
-came of it, which is what this client saw, be it an error.
+came of it, which is what this client saw, be it an error. A modern client has no session to end.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ STEP_SECONDS = 30
 SILENCE_SECONDS = 5
 """How long it is waited for what may never come."""
 SAMPLED, ELICITED = "a model's words \U0001f600", {"username": "me", "email": "me@example.org"}
+FIELDS: dict[str, JSON] = {
+    "fields": {**ELICITED, "name": "me"},
+    "your name": {"name": "me"},
+    "color": {"color": "grün"},
+    "context": {"context": "tests"},
+}
+"""By a word of the question: what is answered in place of ELICITED."""
 TOGETHER = 10
 
 
@@ -44,6 +51,7 @@ class Heard:
 
     asked: list[Any] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
+    changed: anyio.Event = field(default_factory=anyio.Event)
     target: str = ""
     session: str | None = None
     _changed: anyio.Event = field(default_factory=anyio.Event)
@@ -58,8 +66,9 @@ class Heard:
         asked = without(dumped(params), "_meta")
         asked["requestedSchema"] = digest(asked["requestedSchema"])
         self.asked.append(asked)
-        # Each server asks for other fields; what it asks for is filled.
-        return ELICITED | {"name": "me"} if "fields" in asked["message"] else ELICITED
+        # Each asks for other fields; what it asks for is filled.
+        fields = next((some for word, some in FIELDS.items() if word in asked["message"]), {})
+        return fields or ELICITED
 
     def update(self, uri: str) -> None:
         self.updated.append(uri)
@@ -79,8 +88,8 @@ class Heard:
 class Client(Protocol):
     """A connection of an SDK. Methods return what the SDK returns; models are dumped here."""
 
-    def about(self) -> tuple[str, Any]:
-        """The revision, and the server's capabilities."""
+    async def about(self) -> tuple[str, Any]:
+        """The revision, and the server's capabilities as JSON."""
 
     async def list(self, kind: str) -> Any: ...
 
@@ -88,16 +97,17 @@ class Client(Protocol):
 
     async def call(self, tool: str, arguments: JSON, progress: Any = None) -> Any: ...
 
+    async def prompt(self, name: str) -> Any: ...
+
     async def cancelled(self, tool: str, arguments: JSON) -> Any:
         """Call, cancel as soon as there is progress; returns how the call ended."""
 
-    async def subscribe(self, uri: str) -> Any: ...
+    def watching(self, uri: str) -> AbstractAsyncContextManager[Any]:
+        """While this is open, the client hears that a resource or the list of tools changes."""
 
-    async def unsubscribe(self, uri: str) -> Any: ...
 
-
-Connect = Callable[[str, str, Heard], AbstractAsyncContextManager[Client]]
-"""Opens a connection by a transport to a URL; what it hears goes to a Heard."""
+Connect = Callable[[str, str, Heard, str], AbstractAsyncContextManager[Client]]
+"""Opens a connection by a transport to a URL, in a mode; what it hears goes to a Heard."""
 
 
 def dumped(model: Any) -> Any:
@@ -149,8 +159,8 @@ async def said(client: Client, call: JSON, progress: Any = None) -> str:
 
 
 async def initialize(client: Client, profile: JSON, heard: Heard) -> Any:
-    revision, capabilities = client.about()
-    return {"revision": revision, "capabilities": dumped(capabilities)}
+    revision, capabilities = await client.about()
+    return {"revision": revision, "capabilities": capabilities}
 
 
 async def lists(client: Client, profile: JSON, heard: Heard) -> Any:
@@ -203,6 +213,25 @@ async def elicitation(client: Client, profile: JSON, heard: Heard) -> Any:
     return await asked(client, profile["elicitation"], heard)
 
 
+async def rounds(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A tool that asks twice, the second time with what it heard."""
+    return await asked(client, profile["rounds"], heard) if "rounds" in profile else None
+
+
+async def prompt(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A prompt that asks."""
+    if "prompt" not in profile:
+        return None
+    heard.asked.clear()
+    found = dumped(await client.prompt(profile["prompt"]))
+    return {"said": found["messages"][0]["content"]["text"], "asked": heard.asked[:]}
+
+
+async def headers(client: Client, profile: JSON, heard: Heard) -> Any:
+    """A tool with an argument that stands in a header field, too."""
+    return await said(client, profile["headers"]) if "headers" in profile else None
+
+
 async def asked(client: Client, call: JSON, heard: Heard) -> Any:
     heard.asked.clear()
     answer = await said(client, call)
@@ -211,16 +240,24 @@ async def asked(client: Client, call: JSON, heard: Heard) -> Any:
 
 async def update(client: Client, profile: JSON, heard: Heard) -> Any:
     how = profile["update"]
-    await client.subscribe(how["uri"])
-    answers = [await said(client, how["on"])]
-    await heard.untilUpdated()
+    async with client.watching(how["uri"]):
+        answers = [await said(client, how["on"])]
+        await heard.untilUpdated()
+        if not how["says"]:
+            await said(client, how["off"])
     if how["says"]:
-        await client.unsubscribe(how["uri"])
         answers.append(await said(client, how["off"]))
-    else:
-        await said(client, how["off"])
-        await client.unsubscribe(how["uri"])
     return {"updated": sorted(set(heard.updated)), "said": answers if how["says"] else []}
+
+
+async def changed(client: Client, profile: JSON, heard: Heard) -> Any:
+    """Have the list of tools change, and hear it."""
+    if "changed" not in profile:
+        return None
+    async with client.watching(profile["update"]["uri"]):
+        answer = await said(client, profile["changed"])
+        await heard.changed.wait()
+    return answer
 
 
 async def cancel(client: Client, profile: JSON, heard: Heard) -> Any:
@@ -249,8 +286,8 @@ async def large(client: Client, profile: JSON, heard: Heard) -> Any:
 # The npm SDKs come back, after a while, for a stream whose answer was an error, and then
 # server-everything repeats what it said since, on whatever stream. So errors come last.
 STEPS = (
-    initialize, lists, read, call, together, progress, sampling, elicitation, update, cancel,
-    errors,
+    initialize, lists, read, call, headers, together, progress, sampling, elicitation, rounds,
+    prompt, update, changed, cancel, errors,
 )  # fmt: skip
 
 
@@ -291,18 +328,19 @@ async def within(
     transport: str,
     url: str,
     heard: Heard,
+    mode: str,
     use: Callable[[Client], Awaitable[Any]],
 ) -> Any:
     """What came of a connection's use; an error that ends the connection counts, too."""
     try:
-        async with connect(transport, url, heard) as client:
+        async with connect(transport, url, heard, mode) as client:
             result = await use(client)
     except Exception as error:
         return described(error)
     return result
 
 
-async def run(connect: Connect, transport: str, url: str, profile: JSON) -> JSON:
+async def run(connect: Connect, transport: str, url: str, profile: JSON, mode: str) -> JSON:
     """All the steps; what came of each."""
     seen: JSON = {}
     heard = Heard()
@@ -321,20 +359,22 @@ async def run(connect: Connect, transport: str, url: str, profile: JSON) -> JSON
         seen["fresh"] = await tried(call(client, profile, heard))
         seen["large"] = await large(client, profile, heard)
 
-    broken = await within(connect, transport, url, heard, most)
-    seen["delete"] = broken or await refused(heard)
-    if transport == "http":
+    if broken := await within(connect, transport, url, heard, mode, most):
+        seen["broken"] = broken
+    if mode == "legacy":
+        seen["delete"] = await refused(heard)
+    if mode == "legacy" and transport == "http":
         heard = Heard()
-        seen["loss"] = await within(connect, transport, url, heard, loss)
-    if broken := await within(connect, transport, url, Heard(), fresh):
+        seen["loss"] = await within(connect, transport, url, heard, mode, loss)
+    if broken := await within(connect, transport, url, Heard(), mode, fresh):
         seen["large"] = broken
     return seen
 
 
 def main(connect: Connect) -> None:
-    transport, url, name = sys.argv[1:4]
+    transport, url, name, mode = sys.argv[1:5]
     profiles = Path(__file__).with_name("profiles.json").read_text()
     unique = uuid.uuid4().hex
     profile = json.loads(profiles.replace("{unique}", unique))[name]
-    seen = asyncio.run(run(connect, transport, url, profile))
+    seen = asyncio.run(run(connect, transport, url, profile, mode))
     print(json.dumps(seen).replace(unique, "{unique}"))
