@@ -197,8 +197,8 @@ class PoolBench:
         return self.ask(id, params=params, **options)
 
     def turn(self, seconds: float = 0.0) -> None:
-        """Let a turn of the reactor pass."""
-        self.clock.advance(seconds)
+        """Let so much time pass, or else as much as questions are waited for."""
+        self.clock.advance(seconds or self.limits.ask_wait)
 
     @property
     def links(self) -> list[ScriptedLink]:

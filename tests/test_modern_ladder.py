@@ -197,6 +197,14 @@ async def test_acceptance_29_anErrorHasItsStatus(start: Start) -> None:
         )
 
 
+@pytest_twisted.ensureDeferred
+async def test_initializeNeverReachesAChildThatAllShare(start: Start) -> None:
+    it = await bench(start)
+    answer = await it.refused(enveloped("initialize", 7))
+    assertRefused(answer, 404, -32601, b"7")
+    assert it.server.handshakes == 0
+
+
 @pytest.mark.acceptance(29)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_29_sessionsAndOtherMethodsAreNoneHere(start: Start) -> None:

@@ -625,15 +625,16 @@ def test_aQuestionBecomesInputRequired() -> None:
     bench.stop()
 
 
-def test_questionsOfOneTurnGoTogether() -> None:
+def test_whatIsAskedWithinAWhileGoesTogether() -> None:
     bench = PoolBench()
     call = bench.ask(caps=ALL)
     link, sent = only(bench)
     link.push(ELICIT % 1)
+    bench.turn(bench.limits.ask_wait / 2)
     link.push(ROOTS)
     link.push(SAMPLE % b"")
     assert call.waits
-    bench.turn()
+    bench.turn(bench.limits.ask_wait / 2)
     kinds = [one["method"] for one in call.result["inputRequests"].values()]
     assert kinds == ["elicitation/create", "roots/list", "sampling/createMessage"]
     bench.retry(call, {"q1": ACCEPT, "q2": {"roots": []}})

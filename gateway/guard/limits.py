@@ -116,6 +116,11 @@ class Limits:
         "modern calls per server that wait for input of their clients",
         "-32603 to the server's question",
     )
+    ask_wait: float = _bound(
+        0.05,
+        "seconds in which what a legacy server asks beside its first question goes with it",
+        "it is asked in the next round",
+    )
     parked_for: float = _bound(
         600.0,
         "seconds that a modern call waits for input of its client",

@@ -11,6 +11,8 @@ is judged and goes on to whatever answers for the server.
   6. headers        they are those of the body                             400 -32020
   7. version        it is one of MODERN                                    400 -32022
   8. Accept         the stream of `subscriptions/listen` is acceptable     406 -32000
+  9. method         `initialize` is of the other era: on a child that
+                    all share it would decide its era                      404 -32601
  Then a modern stdio server has a ModernRelay, a legacy one over any transport a LegacyPool.
 
 The order of 5 to 7 is that of the reference SDKs: clients tell servers apart by it.
@@ -243,7 +245,7 @@ class ModernEndpoint:
         calls.request(message, reply, admitted.context)
 
     def _judge(self, admitted: Admitted) -> Refusal | None:
-        """Rungs 5 to 8."""
+        """Rungs 5 to 9."""
         message = admitted.message
         assert message is not None
         capabilities, level = message.meta(CLIENT_CAPABILITIES), message.meta(LOG_LEVEL)
@@ -259,6 +261,8 @@ class ModernEndpoint:
             return refusals.unsupportedModernVersion(admitted.claim or "", MODERN)
         if message.method == LISTEN and not admitted.events:
             return refusals.notAcceptable("text/event-stream")
+        if message.method == "initialize":
+            return refusals.methodNotFound()
         return None
 
     def _learn(self, request: Message, answer: Message) -> None:

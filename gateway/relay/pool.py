@@ -354,10 +354,10 @@ class LegacyPool:
     # Questions.
 
     def questioned(self, call: ModernCall) -> None:
-        """The server asked something: what comes in the same turn goes together."""
+        """The server asked something: what it asks beside it goes together."""
         if not call.flushing:
             call.flushing = True
-            self.clock.callLater(0, self._ask, call)
+            self.clock.callLater(self.limits.ask_wait, self._ask, call)
 
     def _ask(self, call: ModernCall) -> None:
         """Have the client that waits answer what the server asks."""

@@ -37,6 +37,7 @@ __all__ = [
     "lostWithSession",
     "malformedHead",
     "methodNotAllowed",
+    "methodNotFound",
     "modernCallFailed",
     "noStream",
     "notAMessage",
@@ -246,6 +247,11 @@ def unsupportedVersion() -> Refusal:
     """An MCP-Protocol-Version that no revision has and this session did not negotiate."""
     supported = ", ".join(LEGACY)
     return Refusal(400, -32000, f"Unsupported protocol version (supported versions: {supported})")
+
+
+def methodNotFound() -> Refusal:
+    """A method that the modern era does not have (MCP 2026-07-28, basic/transports)."""
+    return Refusal(404, -32601, "Method not found")
 
 
 def unsupportedModernVersion(requested: str, supported: Sequence[str] = LEGACY) -> Refusal:
