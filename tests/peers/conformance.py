@@ -56,7 +56,6 @@ By requirement set: the route under test, and the server that makes the gateway 
 
 NOBODY_TO_ASK = "a shared server may ask no client anything"
 UNNAMED = "a legacy server does not name its questions, so their keys are not those of the suite"
-ONE_BY_ONE = "a legacy server asks one by one; a round has what was asked by then"
 UNDECLARED = "a legacy server hears that the client does not offer it, and then decides itself"
 STARTING = "a client that declares something else has a child of its own, and 600 ms for its start"
 BRIDGES = ("bridge to a legacy child", "bridge to a legacy HTTP server", "bridge to HTTP+SSE")
@@ -73,7 +72,6 @@ for _bridge in BRIDGES:
     EXPECTED |= {
         (_bridge, "input-required-result-basic-elicitation"): UNNAMED,
         (_bridge, "input-required-result-ignore-extra-params"): UNNAMED,
-        (_bridge, "input-required-result-multiple-input-requests"): ONE_BY_ONE,
         (_bridge, "server-stateless", "sep-2575-server-rejects-undeclared-capability"): UNDECLARED,
         (_bridge, "server-stateless", "sep-2575-missing-capability-http-400"): UNDECLARED,
     }
@@ -81,31 +79,6 @@ EXPECTED[
     BRIDGES[0], "server-stateless", "sep-2575-http-server-no-independent-requests-on-stream"
 ] = STARTING
 """What is lost by design: (route, scenario), or (route, scenario, check id) -> the reason."""
-
-KEYS = "the server assigns the keys of inputRequests, and here the server is the gateway"
-NO_STATE = "a legacy server keeps its call open, so that its answers come with requestState only"
-NOT_TOLD = (
-    "a legacy server does not say that it needs a capability: it asks, is refused, and says "
-    "itself what becomes of its call"
-)
-COLD = (
-    "for capabilities that nobody had before, a legacy child is started, and the suite waits for "
-    "0.6 s"
-)
-_ACROSS: dict[tuple[str, ...], str] = {
-    ("input-required-result-basic-elicitation", "sep-2322-elicitation-incomplete"): KEYS,
-    ("input-required-result-basic-elicitation", "sep-2322-elicitation-complete"): KEYS,
-    ("input-required-result-ignore-extra-params", "sep-2322-ignore-unexpected-params"): NO_STATE,
-    ("server-stateless", "sep-2575-server-rejects-undeclared-capability"): NOT_TOLD,
-    ("server-stateless", "sep-2575-missing-capability-http-400"): NOT_TOLD,
-    ("server-stateless", "sep-2575-http-server-no-independent-requests-on-stream"): COLD,
-}
-EXPECTED |= {
-    (route, *check): reason
-    for route in ROUTES[MODERN]
-    if route.startswith("bridge")
-    for check, reason in _ACROSS.items()
-}
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
