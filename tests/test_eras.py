@@ -73,6 +73,7 @@ class Scripted(ScriptedServer):
         self.legacyFails: LinkFailed | None = None
         self.modernFails: LinkFailed | None = None
         self.modernHeld = False
+        self.losesAtOnce = False
         self.probes = 0
         self.contexts: list[CallContext] = []
         self.modernLinks: list[ScriptedLink] = []
@@ -102,6 +103,8 @@ class Scripted(ScriptedServer):
         link = ScriptedLink(self, listener, hello(), context, answer)
         link.sessionless, link.multiplexed = True, not self.http
         self.modernLinks.append(link)
+        if self.losesAtOnce:
+            link.lose()
         return succeed(link)
 
 
@@ -335,11 +338,9 @@ def test_the_setting_decides() -> None:
 
 def test_a_bridge_that_cannot_begin_closes_its_link() -> None:
     bench = Bench(Scripted(era="modern"))
-    bench.server.discovered = b'{"supportedVersions":["2026-07-28"],"capabilities":{}}'
-    linking = bench.eras.link(
-        type(hello())(b'{"protocolVersion":"2025-06-18","capabilities":{}}'), Session(), CONTEXT
-    )
-    assert isinstance(got(linking), BridgedLink)
+    bench.server.losesAtOnce = True
+    assert failed(bench.link()).reason is Reason.SERVER_EXITED
+    assert bench.server.modernLinks[0].closed
 
 
 def test_cancelling_gives_the_attempt_up() -> None:
@@ -349,6 +350,27 @@ def test_cancelling_gives_the_attempt_up() -> None:
     linking.cancel()
     linking.addErrback(lambda failure: failure.trap(CancelledError) and None)
     assert bench.server.givenUp == 1
+
+
+def test_cancelling_while_the_era_is_found_stops_the_wait_alone() -> None:
+    bench = modernOnly()
+    bench.server.modernHeld = True
+    first, second = bench.link(), bench.link()
+    first.cancel()
+    first.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    bench.server.waiting.pop().callback(None)
+    assert isinstance(got(second), BridgedLink)
+    assert bench.server.probes == 1
+
+
+def test_cancelling_a_bridge_gives_its_link_up() -> None:
+    bench = modernOnly()
+    got(bench.link())
+    bench.server.modernHeld = True
+    linking = bench.link()
+    linking.cancel()
+    linking.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    assert bench.known == (True, False) and len(bench.server.modernLinks) == 1
 
 
 # what is remembered
@@ -407,6 +429,15 @@ def test_another_version_of_the_server_is_another_server() -> None:
     bench.server.result = initialized("2")
     assert not isinstance(got(bench.link()), BridgedLink)
     assert bench.known == (True, True)
+
+
+def test_a_server_may_have_a_name_in_each_era() -> None:
+    bench = Bench()
+    bench.server.result = initialized("other")
+    for _ in range(2):
+        got(bench.link())
+        got(bench.eras.modernLink(Session(), CONTEXT))
+    assert bench.found == [(None, True), (True, True)]
 
 
 def test_a_modern_server_that_became_a_legacy_one() -> None:

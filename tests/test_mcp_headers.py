@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mcp.shared import inbound
 
 from gateway.wire.annotations import (
     MAX_ANNOTATIONS,
@@ -576,3 +577,68 @@ def test_a_name_that_the_body_lacks_is_the_servers_to_judge() -> None:
     assert headers.disagreement(head(*GOOD), call(5)) == "Mcp-Name says what the body does not"
     fields = ((b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"tools/list"))
     assert headers.disagreement(head(*fields, (b"mcp-name", b"x")), message("tools/list")) is None
+
+
+# beside the SDK
+
+
+SCHEMAS = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(
+                ["string", "integer", "boolean", "number", "object", ["string"]]
+            ),
+            "x-mcp-header": st.sampled_from(["A", "a", "B-1", "", "a b", "é"]) | st.none(),
+            "default": st.just({"x-mcp-header": "D"}),
+        },
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.just("object"),
+            "properties": st.dictionaries(st.sampled_from(["s", "i", "x-mcp-header"]), inner),
+            "items": inner,
+            "anyOf": st.lists(inner, max_size=2),
+            "$defs": st.dictionaries(st.sampled_from(["s"]), inner),
+        },
+    ),
+    max_leaves=6,
+)
+
+
+@given(SCHEMAS)
+def test_the_sdk_finds_the_same_annotations(schema: Any) -> None:
+    judged = judgeTools(listed({"name": "t", "inputSchema": schema}))
+    assert bool(judged.invalid) is (inbound.find_invalid_x_mcp_header(schema) is not None)
+    if not judged.invalid:
+        annotations = judged.annotations.get("t", ())
+        theirs = inbound.x_mcp_header_map(schema)
+        assert {one.path: one.field.decode() for one in annotations} == {
+            path: f"mcp-param-{name}".lower() for path, name in theirs.items()
+        }
+
+
+@given(st.text())
+def test_the_sdk_writes_and_reads_the_same_values(value: str) -> None:
+    assert inbound.encode_header_value(value).encode() == encodeValue(value)
+    assert inbound.decode_header_value(encodeValue(value).decode()) == value
+
+
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["s", "i", "b"]),
+    st.none()
+    | st.booleans()
+    | st.text(max_size=5)
+    | st.integers(-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER),
+)
+
+
+@given(ARGUMENTS)
+def test_the_sdk_takes_what_we_write_and_we_what_it_does(arguments: dict[str, Any]) -> None:
+    headers, request, schema = knowing(WEATHER), call("t", arguments), WEATHER["inputSchema"]
+    ours = {name.decode(): value.decode() for name, value in headers.fieldsFor(request)}
+    assert inbound.validate_mcp_param_headers(schema, arguments, ours) is None
+    theirs = inbound.mcp_param_headers(inbound.x_mcp_header_map(schema), arguments)
+    pairs = tuple((name.lower().encode(), value.encode()) for name, value in theirs.items())
+    assert headers.disagreement(head(*GOOD, *pairs), request) is None

@@ -488,6 +488,7 @@ async def test_an_http_server_that_keeps_silent(http: HTTPBench) -> None:
     http.clock.advance(15.1)
     failed = await failure(linking)
     assert not isinstance(failed, NotModern) and failed.reason is Reason.TIMEOUT
+    assert BoundReached("era_probe", "up") in http.observer.events
 
 
 @pytest_twisted.ensureDeferred

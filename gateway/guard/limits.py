@@ -169,8 +169,8 @@ class Limits:
     upstream_keep_alive: float = _bound(2.5, "seconds", "an idle connection is closed")
     era_probe: float = _bound(
         15.0,
-        "seconds a child has to answer `server/discover`",
-        "the server is taken for one of the legacy era",
+        "seconds a server not known to be modern has to answer `server/discover`",
+        "a child is taken for one of the legacy era; `timeout` of an HTTP server, asked anew",
     )
     era_verdict: float = _bound(
         86_400.0, "seconds for which it is remembered which era a server speaks", "it is asked anew"

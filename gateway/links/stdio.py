@@ -261,17 +261,20 @@ class StdioLink:
             self._skipped(line, [member.id for member in bad], why)
 
     def _received(self, message: Message) -> None:
-        if message.kind is REQUEST and self.sessionless:
-            self._parts.observer.observed(MessageDropped(self._parts.name, "server_request"))
-        elif self._state is _OPEN:
+        if self._state is _OPEN:
             if message.kind is RESPONSE and message.id is not None:
                 self._calls.pop(message.id, None)
+            elif message.kind is REQUEST and self.sessionless:
+                self._dropped("server_request")
+                return
             self._tell(message)
         elif message.kind is RESPONSE:
             if message.id == b"0":
                 self._answered(message)
             else:
-                self._parts.observer.observed(MessageDropped(self._parts.name, "unknown_id"))
+                self._dropped("unknown_id")
+        elif message.kind is REQUEST and self.sessionless:
+            self._dropped("server_request")
         elif message.kind is REQUEST and message.method == "ping":
             self._respond(message, "result", b"{}")
         else:
@@ -296,9 +299,12 @@ class StdioLink:
             self._earlySize += size
             return
         self._parts.observer.observed(BoundReached(full, self._parts.name))
-        self._parts.observer.observed(MessageDropped(self._parts.name, "undeliverable"))
+        self._dropped("undeliverable")
         if message.kind is REQUEST:
             self._respond(message, "error", b'{"code":-32603,"message":"Too many requests"}')
+
+    def _dropped(self, why: str) -> None:
+        self._parts.observer.observed(MessageDropped(self._parts.name, why))
 
     def _respond(self, request: Message, member: str, value: bytes) -> None:
         id = request.id or b"0"

@@ -35,7 +35,7 @@ from gateway.links.modern_http import ModernHTTPLink
 from gateway.links.opening import SAYS_NOTHING, Discover
 from gateway.links.resuming import ResumingLink
 from gateway.links.streamable_http import StreamableHTTPLink
-from gateway.observe.observer import IObserver
+from gateway.observe.observer import BoundReached, IObserver
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext, HeaderPairs
 from gateway.wire.headers import configuredHeaders
@@ -181,8 +181,8 @@ class HTTPServer:
             raise LinkFailed(Reason.SHUTTING_DOWN, "the gateway is shutting down")
         if settings.transport == "sse":
             raise NotModern(Reason.BAD_ANSWER, "the server speaks HTTP+SSE")
-        timeout = settings.handshake_timeout
-        if not self._provedModern and settings.era != "modern":
+        timeout, patient = settings.handshake_timeout, settings.era == "modern"
+        if not self._provedModern and not patient:
             timeout = min(timeout, self.limits.era_probe)
         link = ModernHTTPLink(
             self._client,
@@ -192,7 +192,12 @@ class HTTPServer:
             self._links.discard,
         )
         self._links.add(link)
-        await link.handshake(Discover(http=True), context, timeout)
+        try:
+            await link.handshake(Discover(http=True), context, timeout)
+        except LinkFailed as failed:
+            if failed.reason is Reason.TIMEOUT and not (self._provedModern or patient):
+                self.observer.observed(BoundReached("era_probe", self.name))
+            raise
         self._provedModern = True
         return link
 

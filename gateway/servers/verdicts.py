@@ -28,14 +28,14 @@ class Verdict:
 
     at: when it was found, in seconds of the gateway's clock.
     firm: whether the server said so; else it kept silent, or exited.
-    identity: the name and version that the server gave, where it did.
+    identities: the name and version that the server gave in a handshake of either era.
     """
 
     modern: bool | None = None
     legacy: bool | None = None
     at: float = 0.0
     firm: bool = False
-    identity: tuple[str, str] | None = None
+    identities: dict[str, tuple[str, str]] = field(factory=dict)
 
     @property
     def onlyModern(self) -> bool:
@@ -93,18 +93,24 @@ class Verdicts:
         """
         Take in what was found of a server; the observer hears of it where it is new.
 
-        What is None is left as it was, unless the server shows to be another one (identity).
+        identity: the name and version it gave in the handshake that told, of the modern era where
+            modern is told. Where it gave another one before, what is None is not known any more;
+            else it is left as it was.
         """
         before = self.of(key)
-        another = None not in (identity, before.identity) and identity != before.identity
+        era = "legacy" if modern is None else "modern"
+        another = identity is not None and before.identities.get(era, identity) != identity
         old = _OPEN if another else before
+        identities = dict(old.identities)
+        if identity is not None:
+            identities[era] = identity
         now = self.clock.seconds()
         verdict = Verdict(
             old.modern if modern is None else modern,
             old.legacy if legacy is None else legacy,
             now if old is _OPEN else old.at,
             firm or (old.firm and modern is None),
-            identity or old.identity,
+            identities,
         )
         if (verdict.modern, verdict.legacy) != (old.modern, old.legacy):
             verdict = evolve(verdict, at=now)
