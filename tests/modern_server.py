@@ -9,6 +9,7 @@ It refuses `initialize`, so that nobody takes it for one of the legacy era.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Any
@@ -115,6 +116,11 @@ async def gaveUp() -> list[str]:
 @server.tool()
 async def broken() -> str:
     raise ValueError("broken")
+
+
+@server.tool()
+async def die() -> str:
+    os._exit(3)
 
 
 @server.resource(WATCHED)

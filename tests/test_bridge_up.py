@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from bridge_support import DISCOVERED, MODERN, Bridge, greeting
 from schema_support import conforms
+from zope.interface.verify import verifyObject
 
 from gateway.bridge.capabilities import clientCapabilities, greetingOf, serverCapabilities
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import Reason
+from gateway.links.interfaces import ILink, ILinkListener, Reason
 from gateway.testing.scripted import message
 from gateway.wire.revisions import LEGACY
 
@@ -500,6 +501,13 @@ def test_a_call_that_ends_while_the_client_is_asked(bridge: Bridge, how: str) ->
 # Back-pressure and the end.
 
 
+def test_it_is_a_link_and_a_listener(bridge: Bridge) -> None:
+    assert verifyObject(ILink, bridge.link)
+    assert verifyObject(ILinkListener, bridge.link)
+    assert bridge.link.sessionless
+    assert bridge.link.multiplexed is not bridge.http
+
+
 def test_a_held_call_is_held_in_each_round() -> None:
     bridge = Bridge(http=True)
     call = bridge.ask(1)
@@ -612,6 +620,46 @@ def test_many_subscriptions_take_two_streams(bridge: Bridge) -> None:
     assert [answer["id"] for answer in bridge.take()] == list(range(50))
     assert len(listens(bridge)) == 2
     assert len(listens(bridge)[1]["resourceSubscriptions"]) == 50
+
+
+def test_what_is_about_to_be_left_out_is_not_granted_at_once(bridge: Bridge) -> None:
+    bridge.ask(1, "resources/subscribe", uri="a:b")
+    bridge.acknowledge()
+    bridge.ask(2, "resources/unsubscribe", uri="a:b")
+    bridge.ask(3, "resources/subscribe", uri="a:b")
+    bridge.ask(4, "resources/subscribe", uri="a:b")
+    assert [answer["id"] for answer in bridge.take()] == [1, 2]
+    bridge.acknowledge()
+    assert bridge.take() == []
+    bridge.acknowledge()
+    assert [answer["id"] for answer in bridge.take()] == [3, 4]
+
+
+def test_a_stream_that_ends_while_another_opens_is_made_up_for(bridge: Bridge) -> None:
+    bridge.tell("notifications/initialized")
+    first = bridge.acknowledge()
+    bridge.ask(1, "resources/subscribe", uri="a:b")
+    end(bridge, first, "cut")
+    assert bridge.take() == []
+    bridge.acknowledge()
+    told = bridge.take()
+    assert told[0]["id"] == 1
+    assert len(told) == 4
+    bridge.clock.advance(100)
+    assert len(listens(bridge)) == 2
+
+
+def test_an_old_stream_that_ends_has_told_what_it_told(bridge: Bridge) -> None:
+    bridge.tell("notifications/initialized")
+    first = bridge.acknowledge()
+    bridge.ask(1, "resources/subscribe", uri="a:b")
+    bridge.acknowledge()
+    bridge.pushOn(first, "notifications/tools/list_changed")
+    assert len(bridge.take()) == 1
+    end(bridge, first, "in order")
+    assert [one["method"] for one in bridge.take()] == ["notifications/tools/list_changed"]
+    bridge.clock.advance(100)
+    assert len(listens(bridge)) == 2
 
 
 def test_what_a_server_leaves_out_is_not_granted(bridge: Bridge) -> None:

@@ -12,7 +12,7 @@ from live import Start
 from live import live as live
 from processes import ROOT, Process, start
 
-from gateway.observe.observer import MessageDropped
+from gateway.observe.observer import MessageDropped, SessionRecovered
 from gateway.settings import HTTPSettings, StdioSettings
 
 SERVER = str(ROOT / "tests" / "modern_server.py")
@@ -52,7 +52,7 @@ async def test_a_legacy_client_uses_a_modern_server(
     assert json.loads(process.out) == {
         "revision": "2025-11-25",
         "server": "modern",
-        "tools": 8,
+        "tools": 9,
         "echo": "\U0001f600",
         "asked for": "two: [({'who': '\u00e9va'}, 'file:///here')]",
         "read": "seen",
@@ -69,3 +69,23 @@ async def test_a_legacy_client_uses_a_modern_server(
     }
     dropped = {event.why for event in gateway.recorder.events if isinstance(event, MessageDropped)}
     assert dropped <= {"duplicate", "client_gone", "late_answer"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_child_that_dies_is_started_again(live: Start) -> None:
+    gateway = await live(StdioSettings(name="s", command=sys.executable, args=(SERVER, "--stdio")))
+    session = await gateway.session("s")
+    for _ in range(2):
+        assert (await gateway.call("s", session, "die")).reason == "server_exited"
+        answer = await gateway.call("s", session, "echo", said="x")
+        assert answer.message["result"]["content"][0]["text"] == "x"
+    assert len(gateway.recorder.of(SessionRecovered)) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_client_does_not_offer_fails_the_call(live: Start, behind: str) -> None:
+    gateway = await live(HTTPSettings(name="s", url=behind))
+    session = await gateway.session("s", roots={})
+    answer = await gateway.call("s", session, "ask")
+    assert "elicitation" in answer.message["error"]["message"]
+    assert answer.message["error"]["code"] in (-32600, -32603)

@@ -129,7 +129,7 @@ class Listening:
         if uri is None:
             return [Tell(errorMessage(message.id, -32602, "Invalid params: uri"), call)]
         self._started = True
-        if self._current is not None and uri in self._current.uris and uri in self._uris:
+        if uri in self._uris and self._isHeard(uri):
             return [Tell(emptyResult(message.id), call)]
         effects: list[Effect] = []
         self._uris[uri] = None
@@ -139,6 +139,13 @@ class Listening:
             effects = [Reached("max_subscriptions"), *self._answer((oldest,))]
         self._waiters.append(_Waiter(call, message.id, uri))
         return effects + self._look()
+
+    def _isHeard(self, uri: str) -> bool:
+        """Whether the stream there is, and the one that follows it, have a resource."""
+        following = self._opening or self._current
+        return self._current is not None and all(
+            uri in stream.uris for stream in (self._current, following) if stream is not None
+        )
 
     def unsubscribe(self, message: Message, call: object) -> list[Effect]:
         """The client wants no more of a resource."""

@@ -62,6 +62,7 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
+from gateway.links.news import News
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import REQUEST, RESPONSE, Message, emptyResult, members, notification
@@ -117,12 +118,13 @@ class BridgedLink:
     _listening: Listening = field(init=False)
     _newest: CallContext | None = field(default=None, init=False)
     """Of the last request, where its credentials go with the stream of changes."""
-    _news: deque[Tell | _Accepted | _Settlement] = field(factory=deque, init=False)
-    _telling: bool = field(default=False, init=False)
-    _turn: IDelayedCall | None = field(default=None, init=False)
+    _news: News[Tell | _Accepted | _Settlement] = field(init=False)
     _timers: dict[IDelayedCall, None] = field(factory=dict, init=False)
     _failure: LinkFailed | None = field(default=None, init=False)
     _over: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._news = News(self.clock, self._tellOne)
 
     def begin(self, inner: ILink) -> None:
         """
@@ -134,6 +136,7 @@ class BridgedLink:
         if self._failure is not None:
             raise self._failure
         if inner.answer.isError:
+            self._end()
             why = "the server refused the handshake"
             raise LinkFailed(Reason.BAD_ANSWER, why, inner.answer)
         greeting = greetingOf(self.hello.params)
@@ -170,8 +173,8 @@ class BridgedLink:
         if message.kind is not REQUEST:
             self._note(message, context)
             if call is not None:
-                self._news.append(_Accepted(call))
-            self._tellSoon()
+                self._news.add(_Accepted(call))
+            self._news.soon()
             return True
         self._newest = context
         here = self._answeredHere(message, call)
@@ -257,14 +260,10 @@ class BridgedLink:
 
     def _end(self) -> None:
         self._over = True
-        self._news.clear()
-        timers, self._timers = list(self._timers), {}
-        if self._turn is not None:
-            timers.append(self._turn)
-            self._turn = None
+        self._news.forget()
+        timers, self._timers = self._timers, {}
         for timer in timers:
-            if timer.active():
-                timer.cancel()
+            timer.cancel()
 
     # ILinkListener, of the modern link.
 
@@ -324,8 +323,8 @@ class BridgedLink:
             found = self._conversation.settled(call, settled.body)
             if found is not None:
                 errand, body = found
-                self._news.append(_Settlement(errand.call, attrs.evolve(settled, body=body)))
-            self._tell()
+                self._news.add(_Settlement(errand.call, attrs.evolve(settled, body=body)))
+            self._news.now()
 
     def drained(self) -> None:
         if not self._over and hasattr(self, "inner"):
@@ -348,14 +347,14 @@ class BridgedLink:
         while queue and not self._over:
             queue.extend(self._doOne(queue.popleft()))
         if soon:
-            self._tellSoon()
+            self._news.soon()
         else:
-            self._tell()
+            self._news.now()
 
     def _doOne(self, effect: Effect) -> list[Effect]:
         """Do one; returns what follows from it."""
         if isinstance(effect, Tell):
-            self._news.append(effect)
+            self._news.add(effect)
         elif isinstance(effect, Send):
             self._sendNext(effect)
         elif isinstance(effect, Open):
@@ -392,7 +391,7 @@ class BridgedLink:
 
     def _after(self, delay: float, goesOn: Callable[[], list[Effect]]) -> None:
         def due() -> None:
-            del self._timers[timer]
+            self._timers.pop(timer)
             self._do(goesOn())
 
         timer = self.clock.callLater(delay, due)
@@ -403,7 +402,7 @@ class BridgedLink:
         errand = effect.round.errand
         if not self.inner.send(effect.message, effect.round, errand.context):
             self._conversation.settled(effect.round, None)
-            self._news.append(_Settlement(errand.call, _BUSY))
+            self._news.add(_Settlement(errand.call, _BUSY))
         elif errand.held:
             self.inner.hold(effect.round)
 
@@ -426,24 +425,6 @@ class BridgedLink:
             self._dropped("undeliverable")
 
     # What the listener hears.
-
-    def _tellSoon(self) -> None:
-        if self._news and self._turn is None and not self._over:
-            self._turn = self.clock.callLater(0, self._turned)
-
-    def _turned(self) -> None:
-        self._turn = None
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._telling:
-            return
-        self._telling = True
-        try:
-            while self._news and not self._over:
-                self._tellOne(self._news.popleft())
-        finally:
-            self._telling = False
 
     def _tellOne(self, news: Tell | _Accepted | _Settlement) -> None:
         if isinstance(news, _Accepted):
