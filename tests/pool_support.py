@@ -13,13 +13,15 @@ from twisted.internet.task import Clock
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, IPolicy
+from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached, MessageDropped
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
+from gateway.servers.shared import SharedServer
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.sessions.store import MemoryStore
 from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent, message
-from gateway.wire.context import ANONYMOUS, CallContext, Principal
+from gateway.wire.context import ANONYMOUS, CallContext, HeaderPairs, Principal
 from gateway.wire.envelope import Kind, Message
 
 __all__ = ["ALICE", "ALL", "BOB", "FORM", "INFO", "RESULT", "Asked", "PoolBench", "modern"]
@@ -108,11 +110,15 @@ class Asked:
 
 @define(eq=False)
 class PoolBench:
-    """A pool on a scripted server; `stop` sees that all is valid and nothing is left."""
+    """
+    A pool on a scripted server, behind a SharedServer if `shares`; `stop` sees that all is valid
+    and nothing is left.
+    """
 
     server: ScriptedServer = field(factory=lambda: ScriptedServer(result=RESULT))
     limits: Limits = field(factory=Limits)
     policy: IPolicy = field(factory=AllowAll)
+    shares: bool = False
     clock: Clock = field(factory=Clock)
     observed: Observed = field(factory=Observed)
     store: MemoryStore = field(factory=MemoryStore)
@@ -121,12 +127,15 @@ class PoolBench:
     all: list[Asked] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
+        front: IServer = self.server
+        if self.shares:
+            front = SharedServer(self.server, self.limits, self.clock, self.observed)
         registry = SessionRegistry(self.clock, self.limits, self.store, self.observed)
 
         def makeRelay(session: Session, context: CallContext) -> Relay:
             relay = Relay(
                 session,
-                self.server,
+                front,
                 registry,
                 self.policy,
                 self.limits,
@@ -137,7 +146,7 @@ class PoolBench:
             self.relays.append(relay)
             return relay
 
-        self.pool = LegacyPool(self.server, self.limits, self.clock, self.observed, makeRelay)
+        self.pool = LegacyPool(front, self.limits, self.clock, self.observed, makeRelay)
 
     def ask(
         self,
@@ -147,12 +156,12 @@ class PoolBench:
         *,
         who: Principal = ANONYMOUS,
         caller: str = "",
-        raw: Message | None = None,
+        headers: HeaderPairs = (),
         **options: Any,
     ) -> Asked:
         """Make a request."""
-        request = raw or modern(id, method, params, **options)
-        context = CallContext("scripted", who, caller=caller)
+        request = modern(id, method, params, **options)
+        context = CallContext("scripted", who, headers, caller=caller)
         asked = Asked(request, MemoryTarget(), context)
         self.all.append(asked)
         self.pool.request(request, asked.target, context)
@@ -181,6 +190,7 @@ class PoolBench:
             "level": meta.get(PREFIX + "logLevel"),
             "who": before.context.principal,
             "caller": before.context.caller,
+            "headers": before.context.headers,
             "method": whole["method"],
         }
         options.update(changes)

@@ -250,6 +250,20 @@ def test_noCodeMeansWhatTheServerDidNotMean(
         assert got == error
 
 
+@given(OBJECTS, st.booleans(), st.booleans())
+def test_whatIsNoErrorAtAllIsOneAllTheSame(more: dict[str, Any], code: bool, why: bool) -> None:
+    error = {**more, **({"code": 1.5} if code else {}), **({"message": 7} if why else {})}
+    error.pop("code" if not code else "", None)
+    said = asModern(response(error=json.dumps(error).encode()), "tools/call", None, Declared())
+    conforms(json.loads(said.encode()), MODERN, "JSONRPCErrorResponse")
+
+
+@given(VALUES.filter(lambda value: not isinstance(value, dict)))
+def test_whatIsNoResultIsAnError(value: Any) -> None:
+    said = asModern(response(json.dumps(value).encode()), "tools/call", INFO, Declared())
+    conforms(json.loads(said.encode()), MODERN, "JSONRPCErrorResponse")
+
+
 def test_elicitationsThatAreNoneOfAURL() -> None:
     error = b'{"code":-32042,"message":"m","data":{"elicitations":[1,{"mode":"form"}]}}'
     assert urlRequests(Raw(error)) == []

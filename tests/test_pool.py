@@ -13,7 +13,7 @@ from gateway.guard.limits import Limits
 from gateway.guard.policy import Direction
 from gateway.links.interfaces import Reason
 from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent, message
-from gateway.wire.context import CallContext, Principal
+from gateway.wire.context import ANONYMOUS, CallContext, Principal
 from gateway.wire.refusals import FailedCall
 
 CAROL = Principal("https://idp", "carol", "gateway")
@@ -191,6 +191,29 @@ def test_byPrincipalNoHeaderTellsCallersApart() -> None:
     bench.ask(caller="b")
     assert len(bench.links) == 1
     bench.stop()
+
+
+def test_whoseCredentialsAreForwardedHasASessionOfItsOwn() -> None:
+    one, two = ((b"authorization", b"Bearer 1"),), ((b"authorization", b"Bearer 2"),)
+    for who, renews in ((ALICE, True), (ANONYMOUS, False)):
+        bench = PoolBench(ScriptedServer(result=RESULT, http=True, forward_authorization=True))
+        first = bench.ask(1, headers=one, caps=ALL, who=who)
+        bench.ask(2, headers=two, caps=ALL, who=who)
+        bench.ask(3, headers=((b"x-other", b"1"), *one), caps=ALL, who=who)
+        links = bench.links
+        assert [dict(link.context.headers)[b"authorization"] for link in links] == [
+            b"Bearer 1",
+            b"Bearer 2",
+            b"Bearer 1",
+        ]
+        for link in links:
+            link.accept(link.last("notifications/initialized"))
+        sent = links[0].last("tools/call")
+        links[0].push(message(ELICIT % 1), sent.call)
+        bench.turn()
+        retry = bench.retry(first, {"q1": ACCEPT}, headers=two)
+        assert retry.waits if renews else retry.error["code"] == -32602
+        bench.stop()
 
 
 def test_aSessionForEachCallEndsWithIt() -> None:
@@ -1411,3 +1434,28 @@ def test_whatAnHTTPServerSaysOnACallsOwnStream() -> None:
     link.reply(sent, OK)
     assert call.result
     bench.stop()
+
+
+def test_sessionsOfASharedServer() -> None:
+    bench = PoolBench(ScriptedServer(result=RESULT, isolation="shared"), shares=True)
+    alices = bench.ask(1, who=ALICE, caps=ALL, token="a")
+    bobs = bench.ask(1, who=BOB, caps=ALL, token="b")
+    link = bench.link
+    one, two = link.of("tools/call")
+    link.push(PROGRESS % two.id)
+    assert not alices.heard and bobs.heard[0]["params"]["progressToken"] == "b"
+    link.reply(two, OK)
+    assert bobs.result
+    link.push(ELICIT % 1)
+    bench.turn()
+    assert answers(link)[-1]["error"]["code"] == -32601 and alices.waits
+    link.reply(one, OK)
+    assert alices.result
+    together = [bench.ask(id, caps=ALL) for id in range(20)]
+    assert len(link.of("tools/call")) == 22 and all(one.waits for one in together)
+    stream = listen(bench, resourceSubscriptions=["a:b"])
+    link.push(UPDATED % b"a:b")
+    assert len(stream.heard) == 2
+    bench.pool.stop()
+    bench.turn()
+    assert stream.result

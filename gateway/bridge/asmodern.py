@@ -16,6 +16,7 @@ Everything else stays byte for byte.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -35,6 +36,7 @@ from gateway.wire.modern import (
     withMetas,
     withoutMetas,
 )
+from gateway.wire.refusals import errorMessage
 from gateway.wire.revisions import LEGACY, MODERN
 from gateway.wire.strictjson import withMember, withoutMember
 
@@ -51,6 +53,8 @@ __all__ = [
 ]
 
 _encode = msgspec.json.encode
+
+_INTEGER = re.compile(rb"-?\d+")
 
 _REMOVED = frozenset(
     {
@@ -126,7 +130,7 @@ def asModern(answer: Message, method: str, serverInfo: bytes | None, declared: D
         return _errorAsModern(answer, method, serverInfo, declared)
     result = bytes(answer.fields["result"])
     if result[:1] != b"{":
-        return answer
+        return errorMessage(answer.id, -32603, "The server's result is no object")
     result = withMember(result, "resultType", b'"complete"')
     if method in CACHEABLE:
         # The server said nothing of either.
@@ -144,7 +148,7 @@ def _errorAsModern(
     answer: Message, method: str, serverInfo: bytes | None, declared: Declared
 ) -> Message:
     code = errorCode(answer)
-    error = bytes(answer.fields["error"])
+    error = _wellFormed(bytes(answer.fields["error"]))
     if code == -32002:
         return _with(answer, "error", withMember(error, "code", b"-32602"))
     if code == -32042 and method in MAY_ASK:
@@ -164,7 +168,17 @@ def _errorAsModern(
             data["data"] = said["data"]
         error = withMember(error, "code", b"-32603")
         return _with(answer, "error", withMember(error, "data", _encode(data)))
-    return answer
+    return _with(answer, "error", error)
+
+
+def _wellFormed(error: bytes) -> bytes:
+    """An error with what it must have, a code and a message, where it has none of use."""
+    said = members(error)
+    if not _INTEGER.fullmatch(bytes(said.get("code", b""))):
+        error = withMember(error, "code", b"-32603")
+    if bytes(said.get("message", b""))[:1] != b'"':
+        error = withMember(error, "message", b'"The server gave no reason"')
+    return error
 
 
 def _with(answer: Message, name: str, value: bytes) -> Message:

@@ -44,8 +44,9 @@ from gateway.relay.replies import Replies, Reply
 from gateway.relay.sender import SessionOver
 from gateway.relay.target import Target
 from gateway.sessions.registry import Session
-from gateway.wire.context import CallContext
+from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message, text
+from gateway.wire.headers import credentialsAmong
 from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
 from gateway.wire.refusals import FailedCall, Reason, callFailed, errorMessage
 
@@ -194,9 +195,11 @@ class LegacyPool:
         if caller is not None:
             return caller
         keeps = self.server.settings.callers != "call"
+        # A shared server asks nobody anything.
+        asks = declared.asks and self.server.settings.isolation != "shared"
         return Caller(
             (who, declared),
-            declared.asks or not keeps,
+            asks or not keeps,
             keeps,
             helloFor(reply.message, declared),
             reply.context,
@@ -206,10 +209,18 @@ class LegacyPool:
     def _whoIs(self, reply: Reply) -> Hashable:
         if self.server.settings.callers == "call":
             return reply
-        return reply.context.principal, self._callerName(reply.context)
+        context = reply.context
+        # An HTTP server knows its clients by credentials of theirs, where they are forwarded.
+        return context.principal, self._callerName(context), credentialsAmong(context.headers)
 
     def _callerName(self, context: CallContext) -> str:
-        return context.caller if self.server.settings.callers.startswith("header:") else ""
+        """What tells the callers of one principal apart."""
+        name = context.caller if self.server.settings.callers.startswith("header:") else ""
+        if context.principal == ANONYMOUS:
+            # Nobody but the server knows whose its credentials are. Those of a known principal may
+            # be renewed while a call is parked.
+            name += f" {credentialsAmong(context.headers)!r}"
+        return name
 
     def _bindingOf(self, request: Message, context: CallContext) -> bytes:
         """What a state is bound to: the same for a request as the server gets it and its retry."""

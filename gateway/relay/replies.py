@@ -28,6 +28,7 @@ class Reply:
 
     message: it, as it came. target: where its answer goes, and what comes before it.
     context: its facts. open: whether its client waits still. answered: whether its answer is there.
+    declared: what its client lets a server ask.
     """
 
     message: Message
@@ -35,6 +36,10 @@ class Reply:
     context: CallContext
     open: bool = True
     answered: bool = False
+    declared: Declared = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.declared = declaredBy(self.message)
 
     @property
     def id(self) -> bytes:
@@ -51,11 +56,6 @@ class Reply:
     def level(self) -> int | None:
         """The rank of the log level it asks for; None where it wants no log messages."""
         return LEVELS.get(text(self.message.meta(LOG_LEVEL)) or "")
-
-    @property
-    def declared(self) -> Declared:
-        """What its client lets a server ask."""
-        return declaredBy(self.message)
 
 
 @define(eq=False)

@@ -33,6 +33,7 @@ __all__ = [
     "RESERVED_FAMILIES",
     "TCHAR",
     "configuredHeaders",
+    "credentialsAmong",
     "fieldLines",
     "forwardableHeaders",
     "forwardingHeaders",
@@ -242,6 +243,11 @@ def isReserved(name: str) -> bool:
 def isFieldValue(value: bytes) -> bool:
     """Whether bytes may stand as a field's value: no control character but the tab."""
     return _VALUE.fullmatch(value) is not None
+
+
+def credentialsAmong(pairs: HeaderPairs) -> HeaderPairs:
+    """Those of a request's fields that say who asks; names in lower case."""
+    return tuple((name, value) for name, value in pairs if _isCredential(name))
 
 
 def _isCredential(name: bytes) -> bool:
