@@ -230,8 +230,9 @@ class MixedEras:
                     if messages[-1].get("method") == "elicitation/create":
                         await self._answer(front, caller, other, messages[-1])
         *before, answer = messages
-        asks = [one for one in before if one["method"] == "elicitation/create"]
-        told = [one["params"] for one in before if one not in asks]
+        # What a server that exited asked is taken back.
+        session = ("elicitation/create", *(("notifications/cancelled",) if self.faults else ()))
+        told = [one["params"] for one in before if one["method"] not in session]
         meant = {"progressToken": message["params"]["_meta"]["progressToken"], "message": token}
         steps = (1, 2) if message["params"]["arguments"]["verb"] == "progress" else ()
         wanted = [{**meant, "progress": step, "total": 2} for step in steps]
