@@ -43,6 +43,7 @@ LANES = 3
 
 # What a call does, and how often of a hundred.
 _VERBS = (("echo", 60), ("sleep", 15), ("progress", 15), ("ask", 10))
+_FAULTS = (("exit", 2),)
 
 JSON = dict[str, Any]
 
@@ -91,15 +92,19 @@ class MixedEras:
     One run.
 
     serves: what the server speaks. seed: of everything that is random. calls: how many in all.
+    faults: whether some calls make the server exit; then calls may fail, but once and by name.
     """
 
     serves: str
     seed: int
     calls: int
     file: Path
+    faults: bool = False
     asked: dict[str, Caller] = field(factory=dict, init=False)
     answered: Counter[str] = field(factory=Counter, init=False)
     verbs: Counter[str] = field(factory=Counter, init=False)
+    served: set[str] = field(factory=set, init=False)
+    failed: Counter[str] = field(factory=Counter, init=False)
     _open: dict[Caller, set[str]] = field(factory=lambda: defaultdict(set), init=False)
     processes: dict[int, set[str]] = field(factory=lambda: defaultdict(set), init=False)
     _random: random.Random = field(init=False)
@@ -107,7 +112,10 @@ class MixedEras:
     async def run(self) -> None:
         """Start a gateway, call, stop it."""
         self._random = random.Random(self.seed)
-        front = await startLive(twoEras(self.serves, self.file), authenticator=NamedInHeader())
+        limits = {"respawn_first": 0.01, "respawn_last": 0.05, "circuit_failures": 10_000}
+        front = await startLive(
+            twoEras(self.serves, self.file), authenticator=NamedInHeader(), **limits
+        )
         try:
             callers = [Caller(who, era) for who in PRINCIPALS for era in ERAS]
             flows = [ensureDeferred(self._client(front, caller)) for caller in callers]
@@ -150,7 +158,8 @@ class MixedEras:
 
     def _calls(self, caller: Caller) -> Iterator[tuple[str, JSON]]:
         """The calls of one client: token and message."""
-        verbs, weights = zip(*_VERBS, strict=True)
+        fates = (*_VERBS, *_FAULTS) if self.faults else _VERBS
+        verbs, weights = zip(*fates, strict=True)
         for number in range(self.calls // (2 * len(PRINCIPALS))):
             token = f"{caller.name}-{number}"
             (verb,) = self._random.choices(verbs, weights)
@@ -179,7 +188,7 @@ class MixedEras:
         for token, message in calls:
             self._open[caller].add(token)
             answer = await self._exchange(front, caller, (client, other), token, message)
-            if caller.era == "modern" and answer.get("resultType") == "input_required":
+            while caller.era == "modern" and answer.get("resultType") == "input_required":
                 (key,) = answer["inputRequests"]
                 asked = answer["inputRequests"][key]
                 params = {**message["params"], "inputResponses": {key: said(token, asked)}}
@@ -188,7 +197,11 @@ class MixedEras:
                 again = {**message, "params": params}
                 answer = await self._exchange(front, caller, (client, other), token, again)
             self._open[caller].remove(token)
-            self._judge(caller, token, message, answer)
+            self.answered[token] += 1
+            if "failed" in answer:
+                self.failed[answer["failed"]] += 1
+            else:
+                self._judge(caller, token, message, answer)
         for one in (client, other):
             one.close()
             await one.ended
@@ -207,7 +220,7 @@ class MixedEras:
         head = await client.head()
         if head.header(b"content-type") != b"text/event-stream":
             await client.body(head)
-            assert head.status == 200, (token, head)
+            assert head.status == 200 or self.faults, (token, head)
             messages = [head.json]
         else:
             messages = []
@@ -217,13 +230,18 @@ class MixedEras:
                     if messages[-1].get("method") == "elicitation/create":
                         await self._answer(front, caller, other, messages[-1])
         *before, answer = messages
-        asks = [one for one in before if one["method"] == "elicitation/create"]
-        told = [one["params"] for one in before if one not in asks]
+        # What a server that exited asked is taken back.
+        session = ("elicitation/create", *(("notifications/cancelled",) if self.faults else ()))
+        told = [one["params"] for one in before if one["method"] not in session]
         meant = {"progressToken": message["params"]["_meta"]["progressToken"], "message": token}
         steps = (1, 2) if message["params"]["arguments"]["verb"] == "progress" else ()
         wanted = [{**meant, "progress": step, "total": 2} for step in steps]
+        assert answer["id"] == message["id"], (token, messages)
+        if "error" in answer and self.faults:
+            assert told == wanted[: len(told)], (token, messages)
+            data = answer["error"].get("data", {})
+            return {"failed": data.get("reason") or answer["error"]["message"]}
         assert told == wanted, (token, messages)
-        assert answer["id"] == message["id"] and "result" in answer, (token, messages)
         result: JSON = answer["result"]
         return result
 
@@ -234,7 +252,7 @@ class MixedEras:
         assert caller.era == "legacy" and meant in self._open[caller], (caller, asked)
         answered = {"jsonrpc": "2.0", "id": asked["id"], "result": said(meant, asked)}
         other.send(caller.posted(front.base, answered))
-        assert (await other.response()).status == 202
+        assert (await other.response()).status == 202 or self.faults
 
     def _judge(self, caller: Caller, token: str, message: JSON, result: JSON) -> None:
         seen = result["structuredContent"]
@@ -243,7 +261,7 @@ class MixedEras:
         assert seen["answered"] == (f"{token}!" if asks else None), (token, result)
         native = caller.era if self.serves == "both" else self.serves
         assert seen["era"] == native, (token, result)
-        self.answered[token] += 1
+        self.served.add(token)
 
     def check(self) -> None:
         """Everything asked was executed and answered once, and state was kept apart."""
@@ -251,8 +269,9 @@ class MixedEras:
         executed = Counter(entry["token"] for entry in entries)
         twice = [token for token, times in executed.items() if times > 1]
         assert not twice, f"executed twice: {twice}"
-        assert set(executed) == set(self.asked) == set(self.answered)
-        assert set(self.answered.values()) == {1}
+        assert set(self.asked) == set(self.answered) and set(self.answered.values()) == {1}
+        assert self.served <= set(executed)
+        assert self.faults or self.served == set(executed) == set(self.asked)
         eras: dict[int, set[str]] = defaultdict(set)
         for entry in entries:
             caller = self.asked[entry["token"]]
@@ -271,6 +290,7 @@ class MixedEras:
         return (
             f"mixed eras, seed {self.seed}, a child that speaks {self.serves}: {len(self.asked)} "
             f"calls of {2 * len(PRINCIPALS)} clients in {len(self.processes)} processes: {verbs}"
+            + (f"; failed: {dict(self.failed)}" if self.faults else "")
         )
 
 

@@ -9,6 +9,7 @@ It has one tool, `do`, with arguments `token`, `who` and `verb`:
   echo        answer at once
   sleep       answer after a moment; other calls go on
   progress    two notifications/progress that name the token, then the answer
+  exit        no answer: the process ends
   ask         an elicitation that names the token, then the answer: of a legacy client it is asked
               while the call runs, towards a modern one the call ends with input_required
 
@@ -108,6 +109,8 @@ class Server:
             complete = {"resultType": "complete"} if modern else {}
             self.say({"id": id, "result": {**complete, "content": [], "structuredContent": seen}})
 
+        if verb == "exit":
+            os._exit(3)
         if verb == "sleep":
             timer = threading.Timer(arguments["seconds"], done)
             timer.daemon = True

@@ -25,7 +25,7 @@ from installing import (
     node,
     nodeModules,
 )
-from matrix import JSON, PYTHON, ROUTES, Cell
+from matrix import CLIENTS, JSON, PYTHON, ROUTES, Cell
 from processes import ROOT, start, startGateway
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, FirstError, gatherResults
@@ -190,6 +190,31 @@ async def test_a_client_sees_through_the_gateway_what_it_sees_directly(
         error.subFailure.raiseException()
     wrong = matrix.complaints(cell, direct, through)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "route",
+    (
+        "mcp-legacy-stdio",
+        "mcp-modern-stdio",
+        "streamable-sse",
+        "mcp-legacy-http",
+        "mcp-modern-http",
+    ),
+)
+@pytest_twisted.ensureDeferred
+async def test_clients_of_both_eras_share_one_url(route: str, peers: Peers) -> None:
+    """All at once: each sees what it wants to see, as if it were alone."""
+    cells = [Cell(client, route, "fixture") for client in CLIENTS]
+    looks = [peers.through(program(cell.program, peers.modules), cell) for cell in cells]
+    seen = await gatherResults(map(Deferred.fromCoroutine, looks), consumeErrors=True)
+    wrong = {
+        cell.client: found
+        for cell, through in zip(cells, seen, strict=True)
+        if (found := matrix.complaints(cell, None, through))
+    }
+    assert not wrong, json.dumps(wrong, indent=1)
 
 
 # What the cells are held to, without any peer.
