@@ -10,7 +10,28 @@ from typing import Literal
 
 from attrs import field, frozen
 
-__all__ = ["HTTPSettings", "ServerSettings", "StdioSettings"]
+__all__ = ["HTTPSettings", "ServerSettings", "StdioSettings", "ToolTimeout"]
+
+
+@frozen
+class ToolTimeout:
+    """
+    The times of some tools' calls, in place of their server's.
+
+    pattern: a tool's name, in which `*`, `?` and `[...]` are as in a shell.
+    timeout, max_timeout: as a server's; None where the server's holds.
+    """
+
+    pattern: str
+    timeout: float | None = None
+    max_timeout: float | None = None
+
+    def times(self, timeout: float, max_timeout: float) -> tuple[float, float]:
+        """Both, where these are the server's; one that is given moves the other if it must."""
+        most = self.max_timeout
+        if most is None:
+            most = max(max_timeout, self.timeout or 0.0)
+        return min(timeout if self.timeout is None else self.timeout, most), most
 
 
 @frozen(kw_only=True)
@@ -22,9 +43,17 @@ class _Common:
     default: whether `/mcp` is it, too.
     timeout: seconds a call may take without progress.
     max_timeout: seconds a call may take at all.
+    tool_timeouts: both for some of its tools, by name or pattern: `{"report_*": 1800}`, or
+        `{"sync": {"timeout": 60, "max_timeout": 7200}}`. An exact name wins, then the first
+        pattern that fits; seconds above `max_timeout` raise it for the tool.
     handshake_timeout: seconds from its start to its answer to `initialize`.
     on_exit: what becomes of a session whose server went away: "replay" makes the handshake
         again for the next call, "lost" ends the session (404 -32001).
+    replay: which calls are sent once more, to the next child or session, where they may have run
+        and their answer was lost: "safe" those that change nothing (`ping`, lists,
+        `resources/read`), "annotated" also calls of tools whose `readOnlyHint` or
+        `idempotentHint` says so in a list that the client was given, "none" none. Every other
+        call that may have run gets its one error.
     isolation: "session" gives each session a child, or an upstream session, of its own; with
         "shared" all sessions share one (docs/isolation.md).
     era: which revisions the server speaks: "legacy" up to 2025-11-25, "modern" from 2026-07-28 on;
@@ -38,8 +67,10 @@ class _Common:
     default: bool = False
     timeout: float = 600.0
     max_timeout: float = 3600.0
+    tool_timeouts: tuple[ToolTimeout, ...] = field(factory=tuple)
     handshake_timeout: float = 60.0
     on_exit: Literal["replay", "lost"] = "replay"
+    replay: Literal["none", "safe", "annotated"] = "safe"
     isolation: Literal["session", "shared"] = "session"
     era: Literal["auto", "legacy", "modern"] = "auto"
     callers: str = "principal"

@@ -220,7 +220,7 @@ def test_theLossOfTheLinkEndsWhatWasSentOnIt() -> None:
     calls = [ask(router, b"%d" % n)[0] for n in range(3)]
     stream, _ = listen(router, b"9")
     waiting, _ = ask(router, b"10", sent=False)
-    effects = router.lost(Reason.SERVER_EXITED, "gone")
+    effects = router.lost(Reason.SERVER_EXITED, "gone", 0.0)
     assert [end.call for end in only(effects, Answer)] == calls
     assert {reasonOf(end.message) for end in only(effects, Answer)} == {"server_exited"}
     assert only(effects, Ended) == [Ended(stream)]
@@ -388,7 +388,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def loseLink(self) -> None:
-        self.take(self.router.lost(Reason.SERVER_EXITED, "gone"))
+        self.take(self.router.lost(Reason.SERVER_EXITED, "gone", 0.0))
         assert all(call.via is None for call in self.running.values())
 
     @invariant()

@@ -26,7 +26,7 @@ from gateway.config.values import (
     readName,
     readURL,
 )
-from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
+from gateway.settings import HTTPSettings, ServerSettings, StdioSettings, ToolTimeout
 from gateway.wire.headers import TCHAR
 
 __all__ = [
@@ -88,11 +88,35 @@ def _callers(node: Node) -> str | None:
     return f"header:{name.lower()}"
 
 
+def _toolTimeout(name: str, node: Node) -> ToolTimeout | None:
+    if not isinstance(node.value, dict):
+        seconds = _seconds(node)
+        return None if seconds is None else ToolTimeout(name, seconds)
+    keys = node.table() or {}
+    readers: dict[str, Reader] = {"timeout": _seconds, "max_timeout": _seconds}
+    refuseUnknown(keys, tuple(readers))
+    given = readMembers(keys, readers)
+    if "max_timeout" in given and given.get("timeout", 0) > given["max_timeout"]:
+        keys["timeout"].wrong(f"at most max_timeout, {given['max_timeout']:g} seconds")
+        return None
+    return ToolTimeout(name, **given)
+
+
+def _toolTimeouts(node: Node) -> tuple[ToolTimeout, ...] | None:
+    keys = node.table("an object of seconds by tool")
+    if keys is None:
+        return None
+    read = [_toolTimeout(name, child) for name, child in keys.items()]
+    return tuple(one for one in read if one is not None)
+
+
 _COMMON: dict[str, Reader] = {
     "default": Node.flag,
     "timeout": _seconds,
     "max_timeout": _seconds,
+    "tool_timeouts": _toolTimeouts,
     "handshake_timeout": _seconds,
+    "replay": lambda node: node.choice(("none", "safe", "annotated")),
     "on_exit": lambda node: node.choice(("replay", "lost")),
     "isolation": lambda node: node.choice(("session", "shared")),
     "era": lambda node: node.choice(("auto", "legacy", "modern")),

@@ -220,6 +220,11 @@ class Limits:
         "bytes of a server's `x-mcp-header` annotations",
         "`Mcp-Param-*` of further tools is neither sent nor judged",
     )
+    max_tool_hints: int = _bound(
+        4096,
+        "tools whose annotations are remembered, per session or modern stdio server",
+        'calls of further tools are not sent once more where `replay` is "annotated"',
+    )
     max_tool_pages: int = _bound(
         32,
         "pages of `tools/list` that are read for a call's header fields",

@@ -14,6 +14,7 @@ __all__ = [
     "BoundReached",
     "CallAnswered",
     "CallFailed",
+    "CallRepeated",
     "CallStarted",
     "CircuitClosed",
     "CircuitOpened",
@@ -93,6 +94,13 @@ class CallFailed(Event, frozen=True):
     server: str
     method: str
     reason: str
+
+
+class CallRepeated(Event, frozen=True):
+    """A call that may have run was sent once more, as its server's `replay` allows."""
+
+    server: str
+    method: str
 
 
 class MessageDropped(Event, frozen=True):

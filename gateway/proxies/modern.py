@@ -26,6 +26,7 @@ from attrs import define, field
 from twisted.python.failure import Failure
 
 from gateway.guard.policy import AllowAll, Direction
+from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
 from gateway.proxies.ladder import Admitted, Ladder
@@ -36,6 +37,8 @@ from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
+from gateway.relay.replays import Replays
+from gateway.relay.times import CallTimes
 from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.sessions.registry import Session
@@ -90,8 +93,12 @@ class ModernEndpoint:
     _open: set[Passing | ModernReply] = field(factory=set, init=False)
     _tools: ToolHeaders = field(init=False)
     _judges: bool = field(init=False)
+    _times: CallTimes = field(init=False)
+    _replays: Replays = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        settings = self.server.settings
+        self._times, self._replays = CallTimes.of(settings), Replays(settings.replay)
         self._eras = _erasOf(self.server)
         self._tools = ToolHeaders(self.shared.limits.max_tool_headers)
         self._judges = not isinstance(self.shared.policy, AllowAll)
@@ -194,25 +201,31 @@ class ModernEndpoint:
     # A modern HTTP server.
 
     def _pass(self, admitted: Admitted, server: HTTPServer) -> None:
-        message, settings = admitted.message, server.settings
+        message = admitted.message
         assert message is not None and self._eras is not None
+
+        def send(passing: Passing) -> Outgoing | None:
+            return server.passOn(
+                fieldsUp(admitted.exchange.head),
+                admitted.body,
+                admitted.context,
+                passing,
+                staysOpen=passing.listens,
+            )
+
+        timeout, most = self._times.times(message)
         passing = Passing(
             admitted.exchange,
             self.shared,
             self.server.name,
             message,
-            settings.timeout,
-            settings.max_timeout,
+            timeout,
+            most,
             self._open.discard,
             self._eras.doubt,
+            send if self._replays.allows(message) else None,
         )
-        outgoing = server.passOn(
-            fieldsUp(admitted.exchange.head),
-            admitted.body,
-            admitted.context,
-            passing,
-            staysOpen=passing.listens,
-        )
+        outgoing = send(passing)
         if outgoing is None:
             self._fail(admitted, Reason.OVERLOADED, "the server does not keep up")
         else:

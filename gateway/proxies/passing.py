@@ -15,6 +15,9 @@ streamable-http): nothing is read of it but what policy and record need, and not
     `max_timeout`; the stream of a `subscriptions/listen` has neither once its head is there.
  4. What fails before the head is answered; afterwards all that is left is to cut the connection.
  5. Policy was asked of the request. Of what comes back it is not: nobody reads that here.
+ 6. Where the connection is cut and its client was given nothing yet, a request that changes nothing
+    is sent once more, if the server's `replay` allows (`gateway.relay.replays`). What tools do is
+    not known here, for lists of them are not read either.
 """
 
 from __future__ import annotations
@@ -24,7 +27,13 @@ from collections.abc import Callable, Iterable
 from attrs import define, field
 
 from gateway.http1.client import Fault, Outgoing, ResponseHead
-from gateway.observe.observer import BoundReached, CallAnswered, CallFailed, CallStarted
+from gateway.observe.observer import (
+    BoundReached,
+    CallAnswered,
+    CallFailed,
+    CallRepeated,
+    CallStarted,
+)
 from gateway.proxies.shared import Shared
 from gateway.wire.context import HeaderPairs
 from gateway.wire.envelope import Message, members
@@ -120,7 +129,7 @@ class Passing:
     with its client.
 
     onEnd: told when nothing of it is left. onNotModern: told where the answer shows a server that
-    is not of the modern era.
+    is not of the modern era. again: sends the request once more; None where that may not be.
     """
 
     exchange: Exchange
@@ -131,6 +140,7 @@ class Passing:
     max_timeout: float
     onEnd: Callable[[Passing], None]
     onNotModern: Callable[[], object]
+    again: Callable[[Passing], Outgoing | None] | None = None
     _outgoing: Outgoing | None = field(default=None, init=False)
     _sink: EventSink | None = field(default=None, init=False)
     _head: ResponseHead | None = field(default=None, init=False)
@@ -228,9 +238,22 @@ class Passing:
 
     def failed(self, fault: Fault) -> None:
         """See Receiver."""
-        if not self._over:
-            self._outgoing = None
+        if self._over:
+            return
+        self._outgoing = None
+        if fault is not Fault.CUT or self._sink is not None or not self._repeat():
             self._fail(*_FAULTS[fault])
+
+    def _repeat(self) -> bool:
+        """Rule 6. Returns whether it was sent again."""
+        again, self.again = self.again, None
+        outgoing = None if again is None else again(self)
+        if outgoing is None:
+            return False
+        self._outgoing, self._head, self._size = outgoing, None, 0
+        self._kept.clear()
+        self.shared.observer.observed(CallRepeated(self.server, self.message.method))
+        return True
 
     # The answer.
 

@@ -28,6 +28,7 @@ from gateway.sessions.ids import tagOf
 from gateway.sessions.record import SessionRecord
 from gateway.sessions.registry import Session
 from gateway.wire.context import CallContext
+from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["Caller", "Callers"]
 
@@ -46,6 +47,7 @@ class Caller:
     context: of its first call. audience: who listens to its sessions, which callers share that
     differ in nothing but what their clients let a server ask.
     idle: its sessions that no call has, the one used last at the end.
+    hints: what the lists of tools said that it was given.
     """
 
     key: Hashable
@@ -54,6 +56,7 @@ class Caller:
     hello: bytes
     context: CallContext
     audience: Listens
+    hints: ToolHints
     sessions: dict[Pooled, None] = field(factory=dict, init=False)
     idle: dict[Pooled, None] = field(factory=dict, init=False)
     waiting: int = field(default=0, init=False)
@@ -239,6 +242,7 @@ class Callers:
         )
         session = Session(record, now, now, tagOf(f"{id(self)}/{next(self._ids)}"))
         relay = self.makeRelay(session, caller.context)
+        relay.router.replays.hints = caller.hints
         relay.greetAs(caller.hello)
         pooled = Pooled(
             session,

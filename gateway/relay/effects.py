@@ -8,6 +8,7 @@ from gateway.links.interfaces import ILink
 from gateway.observe.observer import Event
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
+from gateway.wire.refusals import Reason
 
 __all__ = [
     "Answer",
@@ -35,6 +36,7 @@ class Call(msgspec.Struct, eq=False):
     deadline, cap: when it times out: without progress, and at all. cancelling: when a cancelled
         call is given up; None while nobody cancelled it.
     numbered: whether its client was sent an event id of the server's, and can resume from it.
+    timeout: seconds that progress gives it. ran: why it was sent once more after it may have run.
     """
 
     id: bytes
@@ -52,6 +54,8 @@ class Call(msgspec.Struct, eq=False):
     via: ILink | None = None
     replayed: bool = False
     numbered: bool = False
+    timeout: float = 0.0
+    ran: Reason | None = None
 
 
 class Forward(msgspec.Struct, frozen=True):

@@ -39,11 +39,14 @@ from gateway.observe.observer import (
 from gateway.relay.effects import Answer, Call, Deliver, Forget, Forward
 from gateway.relay.keeper import IKeptListener, LinkKeeper
 from gateway.relay.modern_router import Ended, ModernEffect, ModernRouter, towardsServer
+from gateway.relay.replays import Replays
 from gateway.relay.target import Target
+from gateway.relay.times import CallTimes
 from gateway.settings import ServerSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, callFailed
+from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["ModernRelay"]
 
@@ -114,7 +117,12 @@ class ModernRelay:
     def __attrs_post_init__(self) -> None:
         settings = self.server.settings
         self.router = ModernRouter(
-            self.server.name, self.limits, settings.timeout, settings.max_timeout
+            self.server.name,
+            self.limits,
+            settings.timeout,
+            settings.max_timeout,
+            CallTimes.of(settings) if settings.tool_timeouts else None,
+            Replays(settings.replay, ToolHints(self.limits.max_tool_hints)),
         )
         self._keeper = LinkKeeper(
             _Modern(self.server),
@@ -257,7 +265,7 @@ class ModernRelay:
 
     def lost(self, reason: Reason, message: str) -> None:
         self._cancels.clear()
-        self._do(self.router.lost(reason, message))
+        self._do(self.router.lost(reason, message, self.clock.seconds()))
 
     def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
         """Links are never retired here."""

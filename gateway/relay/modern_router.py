@@ -25,8 +25,16 @@ from attrs import define, field
 from msgspec import Raw
 
 from gateway.guard.limits import Limits
-from gateway.observe.observer import BoundReached, CallStarted, Event, MessageDropped
+from gateway.observe.observer import (
+    BoundReached,
+    CallRepeated,
+    CallStarted,
+    Event,
+    MessageDropped,
+)
 from gateway.relay.effects import Answer, Call, Deliver, Forget, Forward
+from gateway.relay.replays import Replays, told
+from gateway.relay.times import CallTimes
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import REQUEST, RESPONSE, Message, members, notification
 from gateway.wire.modern import LISTEN, LOG_LEVEL, SUBSCRIPTION_ID, listenCompleted
@@ -54,7 +62,8 @@ class ModernRouter:
     The routes of one server's modern calls; its relay drives it.
 
     server: its configured name. timeout, max_timeout: seconds a call may take without progress,
-        and at all.
+        and at all. times: the same where tools have times of their own.
+    replays: which calls are sent once more.
     calls: those that run, by the id that the server knows. listens: how many of them are
         `subscriptions/listen`. soonest: when to call `expired`.
     """
@@ -63,6 +72,8 @@ class ModernRouter:
     limits: Limits
     timeout: float
     max_timeout: float
+    times: CallTimes | None = None
+    replays: Replays = field(factory=lambda: Replays("none"))
     calls: dict[bytes, Call] = field(factory=dict, init=False)
     listens: int = field(default=0, init=False)
     soonest: float = field(default=_NEVER, init=False)
@@ -88,6 +99,9 @@ class ModernRouter:
         """A request came; its answer and what belongs to it go to `target`, which is its own."""
         assert message.id is not None
         listens = message.method == LISTEN
+        timeout, most = self.timeout, self.max_timeout
+        if self.times is not None:
+            timeout, most = self.times.times(message)
         call = Call(
             id=message.id,
             upstream=b"%d" % (self._lastID + 1),
@@ -97,8 +111,9 @@ class ModernRouter:
             streams=True,
             context=context,
             started=now,
-            deadline=_NEVER if listens else now + self.timeout,
-            cap=_NEVER if listens else now + self.max_timeout,
+            deadline=_NEVER if listens else now + timeout,
+            cap=_NEVER if listens else now + most,
+            timeout=timeout,
         )
         full = self._full(listens)
         if full:
@@ -160,14 +175,17 @@ class ModernRouter:
         self._end(call)
         if call.request.method == LISTEN:
             message = _ofSubscription(message, call.id)
-        return [Answer(call, message.withID(call.id))]
+        effects: list[ModernEffect] = []
+        if self.replays.learns and not self.replays.learn(call.request, message):
+            effects.append(BoundReached("max_tool_hints", self.server))
+        return [*effects, Answer(call, message.withID(call.id))]
 
     def _progress(self, message: Message, now: float) -> list[ModernEffect]:
         call = self.calls.get(message.param("progressToken") or b"")
         if call is None or call.token is None:
             return [self._dropped("unknown_token")]
         if call.deadline < _NEVER:
-            call.deadline = now + self.timeout
+            call.deadline = now + call.timeout
         return [Deliver(message.withParam("progressToken", call.token), call.target)]
 
     def _cancelledByServer(self, message: Message) -> list[ModernEffect]:
@@ -200,14 +218,30 @@ class ModernRouter:
             return [Answer(call, body.withID(call.id))]
         return [_failed(call, reason, message)]
 
-    def lost(self, reason: Reason, message: str) -> list[ModernEffect]:
-        """The link is gone, and what was sent on it: who listened may listen again."""
+    def lost(self, reason: Reason, message: str, now: float) -> list[ModernEffect]:
+        """
+        The link is gone, and what was sent on it: who listened may listen again, and what may be
+        is sent once more.
+        """
         effects: list[ModernEffect] = []
+        again: list[ModernEffect] = []
         for call in [one for one in self.calls.values() if one.via is not None]:
+            if self.replays.mayRepeat(call, reason, now):
+                again += self._repeat(call, reason)
+                continue
             self._end(call)
             listens = call.request.method == LISTEN
             effects.append(Ended(call) if listens else _failed(call, reason, message))
-        return effects
+        return effects + again
+
+    def _repeat(self, call: Call, reason: Reason) -> list[ModernEffect]:
+        """What still comes of a call's first run finds its id no more."""
+        del self.calls[call.upstream]
+        self._lastID += 1
+        call.upstream, call.via, call.ran = b"%d" % self._lastID, None, reason
+        self.calls[call.upstream] = call
+        again = CallRepeated(self.server, call.request.method)
+        return [again, Forward(towardsServer(call), call, call.context)]
 
     def stopped(self, reason: Reason, message: str) -> list[ModernEffect]:
         """The gateway ends: so does every call, a `subscriptions/listen` in order."""
@@ -266,6 +300,7 @@ def _cancelled(call: Call, reason: bytes = b'"cancelled"') -> list[ModernEffect]
 
 
 def _failed(call: Call, reason: Reason, message: str) -> Answer:
+    reason = told(call, reason)
     return Answer(call, callFailed(call.id, reason, message), reason.value)
 
 

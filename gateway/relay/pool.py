@@ -43,12 +43,14 @@ from gateway.relay.relay import Relay
 from gateway.relay.replies import Replies, Reply
 from gateway.relay.sender import SessionOver
 from gateway.relay.target import Target
+from gateway.relay.times import CallTimes
 from gateway.sessions.registry import Session
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message, text
 from gateway.wire.headers import credentialsAmong
 from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
 from gateway.wire.refusals import FailedCall, Reason, callFailed, errorMessage
+from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["LegacyPool"]
 
@@ -76,6 +78,7 @@ class LegacyPool:
     makeRelay: Callable[[Session, CallContext], Relay]
     replies: Replies = field(init=False)
     _callers: Callers = field(init=False)
+    _times: CallTimes = field(init=False)
     _states: States = field(factory=States, init=False)
     _calls: dict[Reply, ModernCall] = field(factory=dict, init=False)
     _opening: dict[ModernCall, None] = field(factory=dict, init=False)
@@ -87,6 +90,7 @@ class LegacyPool:
 
     def __attrs_post_init__(self) -> None:
         self.replies = Replies(self.clock, self.dropped)
+        self._times = CallTimes.of(self.server.settings)
         self._callers = Callers(
             self.server,
             self.limits,
@@ -182,7 +186,7 @@ class LegacyPool:
             reply,
             reply.context,
             reply.declared,
-            self.clock.seconds() + self.server.settings.timeout,
+            self.clock.seconds() + self._times.times(reply.message)[0],
         )
         self._calls[reply] = call
         self._take(call, caller)
@@ -204,6 +208,7 @@ class LegacyPool:
             helloFor(reply.message, declared),
             reply.context,
             self._listening.audienceOf(who),
+            ToolHints(self.limits.max_tool_hints),
         )
 
     def _whoIs(self, reply: Reply) -> Hashable:

@@ -25,6 +25,7 @@ from gateway.links.interfaces import (
     IHTTPLink,
     ILink,
     IServer,
+    Outcome,
     Settled,
 )
 from gateway.observe.observer import (
@@ -48,15 +49,18 @@ from gateway.relay.keeper import IKeptListener, LinkKeeper
 from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.repeats import Repeats
+from gateway.relay.replays import Replays
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
 from gateway.relay.target import Target
+from gateway.relay.times import CallTimes
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import REQUEST, RESPONSE, Message, members, text
 from gateway.wire.refusals import Reason, callFailed
+from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["Relay", "Target"]
 
@@ -86,6 +90,7 @@ class Relay:
     can be: it cannot where the server does not speak Streamable HTTP.
     onLost: called when the link is gone, or the server forgot its session; the next call makes
     another.
+    hints: what is known of the server's tools; the session's own without.
     """
 
     session: Session
@@ -99,6 +104,7 @@ class Relay:
     transparent: bool = False
     events: EventLog | None = None
     onLost: Callable[[], None] | None = None
+    hints: ToolHints | None = None
     router: Router = field(init=False)
     readers: Readers = field(init=False)
     sender: Sender = field(init=False)
@@ -120,6 +126,8 @@ class Relay:
             settings.timeout,
             settings.max_timeout,
             self.transparent,
+            times=CallTimes.of(settings) if settings.tool_timeouts else None,
+            replays=Replays(settings.replay, self.hints or ToolHints(self.limits.max_tool_hints)),
         )
         self.readers = Readers(self.router.calls)
         self._keeper = LinkKeeper(
@@ -443,7 +451,13 @@ class Relay:
                 call.present = False
                 call.target.close()  # type: ignore[attr-defined]
             else:
-                self._do(self.router.settled(call, settled.reason, settled.message, settled.body))
+                self._unanswered(call, settled)
+
+    def _unanswered(self, call: Call, settled: Settled) -> None:
+        again: list[Effect] = []
+        if settled.outcome is Outcome.MAYBE_RAN and not settled.status:
+            again = self.router.repeated(call, settled.reason, self.clock.seconds())
+        self._do(again or self.router.settled(call, settled.reason, settled.message, settled.body))
 
     def drained(self) -> None:
         # The client's own were refused at once.
@@ -455,7 +469,8 @@ class Relay:
         self.repeats.forget()
         if self.session.ended:
             return
-        self._do(self.router.linkLost(reason, message, self.clock.seconds(), link))
+        now, final = self.clock.seconds(), self._lostOnExit
+        self._do(self.router.linkLost(reason, message, now, link, final))
         self.sender.lost(link)
         if self._lostOnExit:
             self.over()
@@ -463,7 +478,7 @@ class Relay:
             self.onLost()
 
     def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
-        self._do(self.router.retiredLost(link, reason, message))
+        self._do(self.router.retiredLost(link, reason, message, self.clock.seconds()))
         self.sender.lost(link)
 
     def _isUsed(self, link: ILink) -> bool:

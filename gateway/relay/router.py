@@ -26,7 +26,7 @@ from typing import Any
 from attrs import define, field
 
 from gateway.guard.limits import Limits
-from gateway.observe.observer import BoundReached, CallStarted, MessageDropped
+from gateway.observe.observer import BoundReached, CallRepeated, CallStarted, MessageDropped
 from gateway.relay.effects import (
     Answer,
     Call,
@@ -39,7 +39,9 @@ from gateway.relay.effects import (
 )
 from gateway.relay.questions import Questions
 from gateway.relay.recovery import learn
+from gateway.relay.replays import Replays, told
 from gateway.relay.routes import Routes
+from gateway.relay.times import CallTimes
 from gateway.relay.waiting import WaitingRoom
 from gateway.sessions.record import SessionRecord
 from gateway.wire.context import CallContext
@@ -75,6 +77,7 @@ class Router:
 
     record: the session's record; what the traffic teaches is written to it.
     timeout, max_timeout: seconds a call may take without progress, and at all.
+    times: the same where tools have times of their own. replays: which calls are sent once more.
     strict: whether a message goes only where the link says it belongs, and nowhere else: the
         streams of client and server are the same ones then.
     common: whether all clients of a server share these routes, as one without sessions has them
@@ -89,6 +92,8 @@ class Router:
     max_timeout: float
     strict: bool = False
     common: bool = False
+    times: CallTimes | None = None
+    replays: Replays = field(factory=lambda: Replays("none"))
     calls: dict[bytes, Call] = field(factory=dict, init=False)
     soonest: float = field(default=_NEVER, init=False)
     _routes: Routes = field(init=False)
@@ -119,6 +124,9 @@ class Router:
     ) -> list[Effect]:
         """A request came; its answer and what belongs to it go to `target`."""
         assert message.id is not None
+        timeout, most = self.timeout, self.max_timeout
+        if self.times is not None:
+            timeout, most = self.times.times(message)
         call = Call(
             id=message.id,
             upstream=self._nextID(),
@@ -128,8 +136,9 @@ class Router:
             streams=streams,
             context=context,
             started=now,
-            deadline=self._standing(now) + self.timeout,
-            cap=now + self.max_timeout,
+            deadline=self._standing(now) + timeout,
+            cap=now + most,
+            timeout=timeout,
         )
         server = self.record.server
         if target is not None and self._isFull():
@@ -251,6 +260,8 @@ class Router:
                 effects.append(BoundReached("max_subscriptions", self.record.server))
         if call.target is None:
             return [*effects, OwnEnded(call, granted)]
+        if self.replays.learns and not self.replays.learn(call.request, message):
+            effects.append(BoundReached("max_tool_hints", self.record.server))
         if not call.present and origin in self._routes.attached:
             # The client vanished from its own stream and resumed it on this one.
             call.target, call.present = origin, True
@@ -261,7 +272,7 @@ class Router:
         call = self.calls.get(message.param("progressToken") or b"")
         if call is None or call.token is None:
             return [self._dropped("unknown_token")]
-        call.deadline = self._standing(now) + self.timeout
+        call.deadline = self._standing(now) + call.timeout
         target = self._routes.ofCall(call, origin)
         if target is None:
             return [self._dropped("no_stream_for_progress")]
@@ -400,6 +411,21 @@ class Router:
 
     # Ends.
 
+    def repeated(self, call: Call, reason: Reason, now: float) -> list[Effect]:
+        """
+        A call that may have run got no answer: send it once more, where that may be; else nothing
+        is done. What still comes of its first run finds its id no more.
+        """
+        if self.calls.get(call.upstream) is not call or not self.replays.mayRepeat(
+            call, reason, now
+        ):
+            return []
+        del self.calls[call.upstream]
+        call.upstream, call.via, call.ran = self._nextID(), None, reason
+        self.calls[call.upstream] = call
+        again = CallRepeated(self.record.server, call.request.method)
+        return [again, Forward(self.towardsServer(call), call, call.context)]
+
     def settled(
         self, call: Call, reason: Reason, message: str, body: Message | None = None
     ) -> list[Effect]:
@@ -411,19 +437,35 @@ class Router:
         return self._failed(call, reason, message)
 
     def linkLost(
-        self, reason: Reason, message: str, now: float, link: object = None
+        self, reason: Reason, message: str, now: float, link: object = None, final: bool = False
     ) -> list[Effect]:
         """
-        The link is gone: what was pending on it, or waited for it, fails at once, and the
-        server's requests are void. What runs on another goes on.
+        The link is gone: what was pending on it, or waited for it, fails at once or is sent once
+        more, and the server's requests are void. What runs on another goes on.
+
+        final: whether there will be no other link.
         """
         calls = [call for call in self.calls.values() if call.via is None or call.via is link]
-        return self._failAll(calls, reason, message) + self.forgotten(now)
+        again = [] if final else self._again(calls, reason, now)
+        effects = self._failAll(calls, reason, message) + self.forgotten(now)
+        return effects + again
 
-    def retiredLost(self, link: object, reason: Reason, message: str) -> list[Effect]:
-        """A link of a lost session is gone: what was pending on it fails."""
+    def retiredLost(self, link: object, reason: Reason, message: str, now: float) -> list[Effect]:
+        """A link of a lost session is gone: what was pending on it fails, or is sent once more."""
         calls = [call for call in self.calls.values() if call.via is link]
-        return self._failAll(calls, reason, message)
+        again = self._again(calls, reason, now)
+        return self._failAll(calls, reason, message) + again
+
+    def _again(self, calls: list[Call], reason: Reason, now: float) -> list[Effect]:
+        """Send once more what may be; of these calls, the others are left."""
+        effects: list[Effect] = []
+        for call in list(calls):
+            # What has no link was not sent on it; what becomes of that is known.
+            again = self.repeated(call, reason, now) if call.via is not None else []
+            if again:
+                calls.remove(call)
+                effects += again
+        return effects
 
     def forgotten(self, now: float) -> list[Effect]:
         """The server lost its session, and with it whoever asked: its requests are void."""
@@ -449,6 +491,7 @@ class Router:
     def _failed(self, call: Call, reason: Reason, message: str) -> list[Effect]:
         if call.target is None:
             return [OwnEnded(call, False)]
+        reason = told(call, reason)
         return [Answer(call, callFailed(call.id, reason, message), reason.value)]
 
     def expired(self, now: float) -> list[Effect]:
