@@ -34,6 +34,7 @@ from gateway.doors.resource import Door, MountedDoor
 from gateway.doors.site import GatewaySite
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
+from gateway.guard.memory import MemoryWatch, limitOfCgroup
 from gateway.guard.policy import AllowAll, IPolicy
 from gateway.links.interfaces import IServer, ITwoEraServer
 from gateway.links.process import Reaper
@@ -79,6 +80,7 @@ class _Running:
     door: Door
     mounted: Door
     routes: Mapping[bytes, Serve]
+    memory: MemoryWatch
     ports: list[IListeningPort] = field(factory=list)
     listeners: list[Listener] = field(factory=list)
 
@@ -167,6 +169,7 @@ class GatewayService(Service):
             for port in run.ports:
                 port.stopListening()
             raise
+        run.memory.start()
         self._run = run
 
     def _listen(self, run: _Running, endpoints: Sequence[IStreamServerEndpoint]) -> None:
@@ -214,7 +217,15 @@ class GatewayService(Service):
         root = app.app.resource()
         door, mounted = (Door(ladder, root, mounted=mounted) for mounted in (False, True))
         proxies = [mount.http for mount in mounts.values()]
-        return _Running(shared, servers, proxies, reaper, door, mounted, app.routes())
+        limit = settings.memory_limit
+        memory = MemoryWatch(
+            clock,
+            observer,
+            shared.load,
+            limitOfCgroup() if limit is None else limit,
+            shared.registry.endIdle,
+        )
+        return _Running(shared, servers, proxies, reaper, door, mounted, app.routes(), memory)
 
     def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
         limits = self.configuration.gateway.limits
@@ -289,6 +300,7 @@ class GatewayService(Service):
     async def _drain(self, run: _Running) -> None:
         shared = run.shared
         shared.accepting = False
+        run.memory.stop()
         for listener in run.listeners:
             listener.closing = True
         await _all([port.stopListening() for port in run.ports])

@@ -20,7 +20,8 @@ MODULES = {
 ROOMS = [
     {"wire"},
     {"bridge"},
-    {"observe", "guard"},
+    {"observe"},
+    {"guard"},
     {"http1", "sessions"},
     {"links"},
     {"servers"},

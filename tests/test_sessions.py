@@ -373,7 +373,7 @@ def test_acceptance_41_sessions_are_capped_and_a_freed_slot_is_usable_at_once() 
     fourth = bench.make()
     for session in (second, third, fourth):
         bench.registry.end(session, "deleted")
-    assert bench.registry.hasRoom(OTHER) and not bench.registry._perPrincipal
+    assert bench.registry.hasRoom(OTHER) and not len(bench.registry.load)
 
 
 @pytest.mark.acceptance(44)

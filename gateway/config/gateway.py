@@ -45,6 +45,9 @@ class GatewaySettings:
     allowed_origins: what a request's Origin may be beside the allowed hosts, as
         `scheme://host[:port]`.
     allow_public: whether to listen without authentication where other machines can reach it.
+    memory_limit: bytes of memory of the gateway itself, without its servers, near which it takes
+        no more: at 85 % no session, at 92 % idle ones end, at 95 % no call. None: the limit of its
+        cgroup (v2), where it has one. "off": no limit.
     limits: the bounds, see below.
     """
 
@@ -52,6 +55,7 @@ class GatewaySettings:
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     allow_public: bool = False
+    memory_limit: int | None = None
     limits: Limits = Factory(Limits)
 
 
@@ -95,6 +99,13 @@ def _limits(node: Node) -> Limits | None:
     return Limits(**{name: value for name, value in made.items() if value is not None})
 
 
+def _memory(node: Node) -> int | None:
+    if node.value == "off":
+        return 0
+    value = node.number("bytes", 2**53, whole=True)
+    return None if value is None else int(value)
+
+
 def _privateEndpoint(node: Node) -> str | None:
     # Without authentication, whoever reaches the address may call every server.
     text = readEndpoint(node)
@@ -117,6 +128,7 @@ _GATEWAY: dict[str, Reader] = {
     "allowed_hosts": lambda node: readList(node, readHost),
     "allowed_origins": lambda node: readList(node, readOrigin),
     "allow_public": Node.flag,
+    "memory_limit": _memory,
     "limits": _limits,
 }
 

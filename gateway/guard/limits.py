@@ -69,6 +69,11 @@ class Limits:
 
     max_sessions: int = _bound(10_000, "sessions", "503 -32000 with Retry-After")
     max_sessions_per_principal: int = _bound(10_000, "sessions", "503 -32000 with Retry-After")
+    max_sessions_per_address: int = _bound(
+        10_000,
+        "sessions of one client address; what comes through a proxy has the proxy's",
+        "503 -32000 with Retry-After",
+    )
     session_idle: float = _bound(1800.0, "seconds", "404 -32001 afterwards")
     session_absolute: float = _bound(86_400.0, "seconds", "404 -32001 afterwards")
     session_unused: float = _bound(60.0, "seconds", "404 -32001 afterwards")
@@ -78,6 +83,14 @@ class Limits:
         256,
         "calls per session",
         "`overloaded` for the call; not for servers without sessions",
+    )
+    max_calls_total: int = _bound(
+        10_000, "running calls of the gateway", "`overloaded` for the call, with when to come again"
+    )
+    max_calls_per_principal: int = _bound(
+        10_000,
+        "running calls of one principal; without authentication all clients are one",
+        "`rate_limited` for the call, with when to come again; not for servers without sessions",
     )
     max_modern_calls: int = _bound(
         1024,

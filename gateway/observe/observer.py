@@ -23,6 +23,7 @@ __all__ = [
     "IObserver",
     "LinkLost",
     "LinkOpened",
+    "MemoryPressed",
     "MessageDropped",
     "NoiseSkipped",
     "NullObserver",
@@ -67,7 +68,7 @@ class SessionRecovered(Event, frozen=True):
 
 
 class SessionEnded(Event, frozen=True):
-    """reason: deleted, idle, absolute, unused, lost, stream_closed, shutdown."""
+    """reason: deleted, idle, absolute, unused, lost, stream_closed, memory, shutdown."""
 
     server: str
     tag: str
@@ -114,10 +115,18 @@ class MessageDropped(Event, frozen=True):
 
 
 class BoundReached(Event, frozen=True):
-    """limit: the name of the field in `gateway.guard.limits.Limits`."""
+    """limit: the name of the field in `gateway.guard.limits.Limits`, or `memory_limit`."""
 
     limit: str
     server: str = ""
+
+
+class MemoryPressed(Event, frozen=True):
+    """Memory is as short as this stage says now, 0 for not at all; used, limit: bytes."""
+
+    stage: int
+    used: int
+    limit: int
 
 
 class LinkOpened(Event, frozen=True):

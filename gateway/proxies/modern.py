@@ -3,7 +3,7 @@ One server's modern clients (MCP 2026-07-28; wire contract, "Modern era"): what 
 is judged and goes on to whatever answers for the server.
 
   1. notification   accepted and dropped: the core knows none here         202
-  2. draining       nothing new is taken                                   503 -32603
+  2. draining, load nothing new is taken, or no more                       503 -32603
   3. policy         the principal may not call it                          403 -32603
   4. era            how the server is reached is found out, once           502, 504 -32603
  A modern HTTP server judges for itself (`gateway.proxies.passing`). For any other:
@@ -43,7 +43,7 @@ from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
-from gateway.wire.context import CallContext
+from gateway.wire.context import CallContext, Principal
 from gateway.wire.envelope import NOTIFICATION, Message, text
 from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
@@ -90,7 +90,7 @@ class ModernEndpoint:
     _eras: EraServer | None = field(init=False)
     _relay: ModernCalls | None = field(default=None, init=False)
     _pool: ModernCalls | None = field(default=None, init=False)
-    _open: set[Passing | ModernReply] = field(factory=set, init=False)
+    _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
     _tools: ToolHeaders = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
@@ -125,6 +125,10 @@ class ModernEndpoint:
             admitted.exchange.answer(202, ())
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
+        elif message.method != LISTEN and not self._hasRoom(context.principal):
+            account = self.shared.load.accountOf(context.principal)
+            self._fail(admitted, *self.shared.load.refused(account, self.server.name))
+            self.shared.load.forget(context.principal)
         elif self._judges and not self._allows(message, context):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
         elif self._eras is None:
@@ -133,6 +137,26 @@ class ModernEndpoint:
             self._find(admitted, self._eras)
         else:
             self._found(admitted, self._eras.verdict.modern)
+
+    def _hasRoom(self, principal: Principal) -> bool:
+        load = self.shared.load
+        return load.has(load.accountOf(principal))
+
+    def _opened(self, one: Passing | ModernReply, principal: Principal) -> None:
+        """It is under way: count it, unless it only listens."""
+        self._open[one] = principal
+        if not one.listens:
+            load = self.shared.load
+            load.total.calls += 1
+            load.accountOf(principal).calls += 1
+
+    def _ended(self, one: Passing | ModernReply) -> None:
+        principal = self._open.pop(one, None)
+        if principal is not None and not one.listens:
+            load = self.shared.load
+            load.total.calls -= 1
+            load.accountOf(principal).calls -= 1
+            load.forget(principal)
 
     def _allows(self, message: Message, context: CallContext) -> bool:
         """Rung 3. What names its tool twice names to the server perhaps the other one."""
@@ -221,7 +245,7 @@ class ModernEndpoint:
             message,
             timeout,
             most,
-            self._open.discard,
+            self._ended,
             self._eras.doubt,
             send if self._replays.allows(message) else None,
         )
@@ -229,7 +253,7 @@ class ModernEndpoint:
         if outgoing is None:
             self._fail(admitted, Reason.OVERLOADED, "the server does not keep up")
         else:
-            self._open.add(passing)
+            self._opened(passing, admitted.context.principal)
             passing.sent(outgoing)
 
     # Any other.
@@ -250,10 +274,10 @@ class ModernEndpoint:
             admitted.events,
             message.method == LISTEN,
             calls.gone,
-            self._open.discard,
+            self._ended,
             partial(self._learn, message),
         )
-        self._open.add(reply)
+        self._opened(reply, admitted.context.principal)
         reply.start()
         calls.request(message, reply, admitted.context)
 

@@ -36,7 +36,7 @@ async def newSession(
         return refusals.shuttingDown(shared.limits.retry_after)
     try:
         return await shared.registry.create(
-            server.name, server.generation, context.principal, transport
+            server.name, server.generation, context.principal, transport, context.peer
         )
     except (AtCapacity, StoreRefused):
         return refusals.atCapacity(shared.limits.retry_after)
@@ -87,13 +87,18 @@ def ask(
     streams: bool,
     context: CallContext,
 ) -> None:
-    """Relay a request, unless the gateway drains: then it is answered at once."""
-    if shared.accepting:
+    """Relay a request, unless the gateway drains or is full: then it is answered at once."""
+    load, account = shared.load, relay.session.account
+    # `Load.has`, which is too dear to call here.
+    if shared.accepting and load.total.calls < load.room and account.calls < load.each:
         relay.request(message, target, streams, context)
         return
-    why = "the gateway is shutting down"
-    shared.observer.observed(CallFailed(context.server, message.method, Reason.SHUTTING_DOWN.value))
-    target.answer(callFailed(message.id, Reason.SHUTTING_DOWN, why))
+    reason, why, again = Reason.SHUTTING_DOWN, "the gateway is shutting down", 0
+    if shared.accepting:
+        reason, why = load.refused(account, context.server)
+        again = shared.limits.retry_after
+    shared.observer.observed(CallFailed(context.server, message.method, reason.value))
+    target.answer(callFailed(message.id, reason, why, again))
 
 
 async def handshake(

@@ -341,7 +341,7 @@ class Passing:
 
 def failure(shared: Shared, reason: Reason, message: str) -> Refusal:
     """The refusal for a modern call that the gateway fails; says when to come again."""
-    again = reason in (Reason.OVERLOADED, Reason.SHUTTING_DOWN)
+    again = reason in (Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.SHUTTING_DOWN)
     return modernCallFailed(reason, message, shared.limits.retry_after if again else 0)
 
 

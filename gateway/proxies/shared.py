@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from gateway.guard.authentication import IAuthenticator
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
+from gateway.guard.load import Load
 from gateway.guard.policy import IPolicy
 from gateway.observe.observer import IObserver
 from gateway.proxies.pulse import Pulse
@@ -22,6 +23,7 @@ class Shared:
     The one registry, the limits, the clock and the guards, for all three proxies.
 
     accepting: whether new sessions are taken; False while the gateway drains.
+    load: the registry's.
     """
 
     registry: SessionRegistry
@@ -32,7 +34,9 @@ class Shared:
     clock: IReactorTime
     observer: IObserver
     accepting: bool = True
+    load: Load = field(init=False)
     pulse: Pulse = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.load = self.registry.load
         self.pulse = Pulse(self.clock)

@@ -101,7 +101,7 @@ class TransparentProxy(StreamableProxy):
         now = self.shared.clock.seconds()
         # Not in the registry: no client holds it, and nothing of a client is in it, nor in its
         # link; each call, and the one that needs the handshake, brings its own header fields.
-        session = Session(record, now, now, tagOf(revision))
+        session = Session(record, now, now, tagOf(revision), total=self.shared.load.total)
         common = CallContext(self.server.name, context.principal)
         relay = newRelay(self.shared, self.server, session, common, transparent=True)
         relay.serveAll(ownHello(revision).params)

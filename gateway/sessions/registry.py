@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gateway.guard.limits import Limits
+from gateway.guard.load import MEMORY, Account, Load
 from gateway.observe.observer import (
     BoundReached,
     IObserver,
@@ -39,6 +40,10 @@ SWEEP = 1.0
 """Seconds between two looks for sessions whose time is over."""
 
 
+SHED = 16
+"""How many idle sessions are ended at once, at least, where memory is short."""
+
+
 class AtCapacity(Exception):
     """There is no room for another session."""
 
@@ -53,6 +58,8 @@ class Session:
     live: what serves it now (streams and relay); set by the proxy that opened it.
     tag: what stands for it in logs.
     onSweep: called with the time now and then, for what its live part keeps for a while.
+    account, total: where its running calls are counted: its principal's, and the gateway's; its
+        own where it is in no registry. address: its client's.
     """
 
     record: SessionRecord
@@ -64,6 +71,9 @@ class Session:
     live: object = None
     ended: str = ""
     onSweep: Callable[[float], None] | None = None
+    account: Account = field(factory=Account)
+    total: Account = field(factory=Account)
+    address: str = ""
     _streams: int = 0
     _calls: int = 0
     _whenEnded: list[Callable[[str], None]] = field(factory=list)
@@ -98,12 +108,16 @@ class Session:
     def callStarted(self, now: float) -> None:
         """A running call keeps the session from being idle and from its absolute end."""
         self._calls += 1
+        self.account.calls += 1
+        self.total.calls += 1
         self.used = True
         self.last_used = now
 
     def callEnded(self, now: float) -> None:
         """A call of `callStarted` ended."""
         self._calls -= 1
+        self.account.calls -= 1
+        self.total.calls -= 1
         self.last_used = now
 
     def overdue(self, now: float, limits: Limits) -> str:
@@ -132,16 +146,21 @@ class SessionRegistry:
 
     clock: measures deadlines; must be monotonic.
     store: hears of changes, and is asked about sessions that are not here.
+    load: what the gateway carries; of these sessions alone without.
     """
 
     clock: IReactorTime
     limits: Limits
     store: ISessionStore
     observer: IObserver
+    load: Load = field()
     _sessions: dict[str, Session] = field(factory=dict)
-    _perPrincipal: dict[Principal, int] = field(factory=dict)
     _sweep: IDelayedCall | None = None
     _log: Logger = field(factory=Logger, init=False)
+
+    @load.default
+    def _load(self) -> Load:
+        return Load(self.limits, self.observer)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -149,26 +168,27 @@ class SessionRegistry:
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
 
-    def hasRoom(self, principal: Principal) -> bool:
+    def hasRoom(self, principal: Principal, address: str = "") -> bool:
         """Whether `create` would find room; says so to the observer if not."""
-        if len(self._sessions) >= self.limits.max_sessions:
-            self.observer.observed(BoundReached("max_sessions"))
-            return False
-        if self._perPrincipal.get(principal, 0) >= self.limits.max_sessions_per_principal:
-            self.observer.observed(BoundReached("max_sessions_per_principal"))
-            return False
-        return True
+        return self.load.hasRoom(len(self._sessions), principal, address)
 
     def create(
-        self, server: str, generation: int, principal: Principal, transport: str
+        self,
+        server: str,
+        generation: int,
+        principal: Principal,
+        transport: str,
+        address: str = "",
     ) -> Deferred[Session]:
         """
         Make a session under a fresh id.
 
+        address: the client's.
+
         Fails with AtCapacity, or with StoreRefused when the store did not take it; then nothing
         is left of it.
         """
-        if not self.hasRoom(principal):
+        if not self.hasRoom(principal, address):
             return fail(AtCapacity())
         now = self.clock.seconds()
         record = SessionRecord(
@@ -178,9 +198,10 @@ class SessionRegistry:
             principal=principal,
             transport=transport,
         )
-        session = Session(record, now, now, tagOf(record.id))
+        session = Session(record, now, now, tagOf(record.id), address=address)
+        session.account = self.load.sessionOpened(principal, address)
+        session.total = self.load.total
         self._sessions[record.id] = session
-        self._perPrincipal[principal] = self._perPrincipal.get(principal, 0) + 1
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP, self._swept)
         stored = maybeDeferred(self.store.put, record)
@@ -257,11 +278,7 @@ class SessionRegistry:
         session.ended = reason
         record = session.record
         if self._sessions.pop(record.id, None) is not None:
-            left = self._perPrincipal[record.principal] - 1
-            if left:
-                self._perPrincipal[record.principal] = left
-            else:
-                del self._perPrincipal[record.principal]
+            self.load.sessionClosed(session.account, session.address)
         if not self._sessions and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -271,6 +288,22 @@ class SessionRegistry:
                 tell(reason)
             except Exception:
                 self._log.failure("while a session ended")
+        # Its calls have ended now, too.
+        self.load.forget(record.principal)
+
+    def endIdle(self) -> int:
+        """
+        Memory is short: end some of the sessions in which no call runs, the longest unused first.
+
+        Returns: how many, of those that are there a tenth, but SHED at least.
+        """
+        idle = [one for one in self._sessions.values() if not (one.running or one.opening)]
+        idle.sort(key=lambda one: one.last_used)
+        ending = idle[: max(SHED, len(self._sessions) // 10)]
+        for session in ending:
+            self.observer.observed(BoundReached(MEMORY, session.record.server))
+            self.end(session, "memory")
+        return len(ending)
 
     def _swept(self) -> None:
         self._sweep = self.clock.callLater(SWEEP, self._swept)
