@@ -76,7 +76,9 @@ class GatewayApp:
 
     @app.route("/readyz", strict_slashes=False)
     def readyz(self, request: IRequest) -> IResource:
-        return ProxyResource(lambda exchange: self._tell(exchange, b"/readyz", self.ready()))
+        return ProxyResource(
+            lambda exchange: self._tell(exchange, b"/readyz", self.ready(), servers=True)
+        )
 
     @app.route("/", defaults={"path": ""})
     @app.route("/<path:path>")
@@ -135,12 +137,21 @@ class GatewayApp:
     def _refusing(self, refusal: Refusal) -> IResource:
         return ProxyResource(lambda exchange: self.ladder.refuse(exchange, refusal, "route"))
 
-    def _tell(self, exchange: Exchange, path: bytes, good: bool) -> None:
+    def _tell(self, exchange: Exchange, path: bytes, good: bool, *, servers: bool = False) -> None:
+        """
+        Answer for the gateway. servers: whether for each server, too, by what is known of it
+        anyway: nobody is asked now, and one that is down keeps no other from being served.
+        """
         head = exchange.head
         if head.path.removesuffix(b"/") != path:
             self.ladder.refuse(exchange, refusals.notFound(), "route")
         elif head.method not in (b"GET", b"HEAD"):
             self.ladder.refuse(exchange, refusals.methodNotAllowed(b"GET, HEAD"), "method")
         else:
-            body = msgspec.json.encode({"status": "ok" if good else "unavailable"})
-            exchange.answer(200 if good else 503, (JSON_TYPE,), body)
+            told: dict[str, object] = {"status": "ok" if good else "unavailable"}
+            if servers:
+                told["ready"] = good
+                told["servers"] = {
+                    name: mount.http.server.health().value for name, mount in self.mounts.items()
+                }
+            exchange.answer(200 if good else 503, (JSON_TYPE,), msgspec.json.encode(told))

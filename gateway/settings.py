@@ -56,6 +56,8 @@ class _Common:
         call that may have run gets its one error.
     isolation: "session" gives each session a child, or an upstream session, of its own; with
         "shared" all sessions share one (docs/isolation.md).
+    idle_stop: seconds without a session or call after which the child, or upstream session, that
+        all share ends; the next one who needs it has it made again. None: it stays.
     era: which revisions the server speaks: "legacy" up to 2025-11-25, "modern" from 2026-07-28 on;
         "auto" finds out by asking it (docs/eras.md).
     callers: how the modern callers of a legacy server are told apart, for each has state of its
@@ -72,6 +74,7 @@ class _Common:
     on_exit: Literal["replay", "lost"] = "replay"
     replay: Literal["none", "safe", "annotated"] = "safe"
     isolation: Literal["session", "shared"] = "session"
+    idle_stop: float | None = None
     era: Literal["auto", "legacy", "modern"] = "auto"
     callers: str = "principal"
 
@@ -85,12 +88,15 @@ class StdioSettings(_Common):
     args: its arguments, passed as they are, without a shell.
     env: variables added to the allow-listed environment of the gateway.
     cwd: its working directory; the gateway's own without.
+    warm: how many children are started ahead, so that a session need not wait for the program to
+        start; each is one more process that waits for its handshake.
     """
 
     command: str
     args: tuple[str, ...] = field(default=(), repr=False)
     env: dict[str, str] = field(factory=dict, repr=False)
     cwd: str | None = None
+    warm: int = 0
 
 
 @frozen(kw_only=True)

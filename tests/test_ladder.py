@@ -362,7 +362,8 @@ async def test_health(start: Start) -> None:
     stack, server = await started(start, ready=lambda: ready[0], authenticator=NamedInHeader())
     for path in (b"/healthz", b"/readyz", b"/healthz/", b"/readyz/"):
         answer = await stack.ask(b"GET", path)
-        assert (answer.status, answer.json) == (200, {"status": "ok"})
+        told = {} if b"healthz" in path else {"ready": True, "servers": {"one": "unknown"}}
+        assert (answer.status, answer.json) == (200, {"status": "ok", **told})
         assert answer.header(b"content-type") == b"application/json"
         head = await stack.ask(b"HEAD", path)
         assert (head.status, head.body) == (200, b"")
@@ -370,8 +371,11 @@ async def test_health(start: Start) -> None:
     ready[0] = False
     assert (await stack.ask(b"GET", b"/healthz")).status == 200
     answer = await stack.ask(b"GET", b"/readyz")
-    assert (answer.status, answer.json) == (503, {"status": "unavailable"})
+    told = {"ready": False, "servers": {"one": "unknown"}}
+    assert (answer.status, answer.json) == (503, {"status": "unavailable", **told})
     assert server.heard == 0
+    await stack.open(headers=[(b"X-Who", b"alice")])
+    assert (await stack.ask(b"GET", b"/readyz")).json["servers"] == {"one": "up"}
 
 
 @pytest_twisted.ensureDeferred

@@ -44,6 +44,9 @@ __all__ = [
 MAX_TIMEOUT = 86_400
 """Seconds a timeout of a server may be; what is above was written in milliseconds."""
 
+MAX_WARM = 64
+"""Children of a server that may be started ahead."""
+
 TRANSPORTS = {
     "stdio": "stdio",
     "local": "stdio",
@@ -88,6 +91,13 @@ def _callers(node: Node) -> str | None:
     return f"header:{name.lower()}"
 
 
+def _warm(node: Node) -> int | None:
+    if node.value == 0:
+        return 0
+    value = node.number("children", MAX_WARM, whole=True)
+    return None if value is None else int(value)
+
+
 def _toolTimeout(name: str, node: Node) -> ToolTimeout | None:
     if not isinstance(node.value, dict):
         seconds = _seconds(node)
@@ -119,6 +129,7 @@ _COMMON: dict[str, Reader] = {
     "replay": lambda node: node.choice(("none", "safe", "annotated")),
     "on_exit": lambda node: node.choice(("replay", "lost")),
     "isolation": lambda node: node.choice(("session", "shared")),
+    "idle_stop": _seconds,
     "era": lambda node: node.choice(("auto", "legacy", "modern")),
     "callers": _callers,
 }
@@ -127,6 +138,7 @@ _STDIO: dict[str, Reader] = {
     "args": readArguments,
     "env": readEnvironment,
     "cwd": _path,
+    "warm": _warm,
 }
 _HTTP: dict[str, Reader] = {
     "url": readURL,
@@ -134,7 +146,7 @@ _HTTP: dict[str, Reader] = {
     "forward_authorization": Node.flag,
     "proxy": lambda node: node.choice(("transparent", "streamable")),
 }
-_OURS = frozenset({"forward_authorization", "proxy"})
+_OURS = frozenset({"forward_authorization", "proxy", "warm"})
 _TYPE_KEYS = ("type", "transport", "transportType")
 _SERVER_KEYS = (*_STDIO, *_HTTP, *_TYPE_KEYS, "disabled", *_COMMON)
 
@@ -275,7 +287,7 @@ def _server(node: Node, name: str) -> ServerSettings | None:
         if key not in keys or key in ("command", "url") or not keys[key].value:
             continue
         if key in _OURS:
-            keys[key].wrong("it only for a server with a url")
+            keys[key].wrong(f"it only for a server with a {'command' if isHTTP else 'url'}")
         else:
             keys[key].notice(f"ignored: a server with a {'url' if isHTTP else 'command'} has none")
     if len(node.report.problems) > before:

@@ -43,6 +43,8 @@ from gateway.observe.observer import BoundReached, IObserver
 __all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead"]
 
 MAX_REDIRECTS = 5
+_NOBODY = (502, 503, 504)
+"""The statuses by which a proxy says that nobody serves behind it."""
 
 _log = Logger(namespace="gateway.http1")
 
@@ -167,6 +169,7 @@ class Outgoing(msgspec.Struct, eq=False):
                 self._target = target
                 self._connection = None
                 return False
+        self._client.reached = head.status not in _NOBODY
         if self._receiver is not None:
             self._receiver.headReceived(head)
         return True
@@ -201,6 +204,8 @@ class Outgoing(msgspec.Struct, eq=False):
         """See Asking."""
         receiver, self._receiver, self._connection = self._receiver, None, None
         self._lane.leave(self)
+        if fault is Fault.CUT and self._client.reached:
+            self._client.reached = None
         if receiver is not None:
             receiver.failed(fault)
 
@@ -213,7 +218,9 @@ class HTTPClient:
     url: the configured one. reactor: connects. clock: measures every time.
     policy: whom to trust over TLS; the system's authorities by default.
     pool: its connections.
-    reached: whether the last attempt to connect came about; None before the first.
+    reached: what the last attempt to connect, or the last answer, showed: whether somebody serves
+        there; None before the first, and after an answer that broke off. An answer by which a
+        proxy says that nobody does shows that.
     """
 
     uri: URI

@@ -52,12 +52,13 @@ _NOT_STARTED = (126, 127)
 
 
 class _State(Enum):
+    WARM = "its child runs, and waits for its handshake"
     SHAKING = "the handshake is under way"
     OPEN = "the listener hears what the server says"
     OVER = "closed, lost or failed"
 
 
-_SHAKING, _OPEN, _OVER = _State
+_WARM, _SHAKING, _OPEN, _OVER = _State
 
 
 @frozen
@@ -82,8 +83,9 @@ class StdioLink:
     """
     A child process and the handshake with it.
 
-    `open` starts both; whoever asked for the link closes it. It is over when it was closed, when
-    the child went away (`ILinkListener.lost`), or when the handshake failed.
+    `open` starts both, or `warm` the child and, after `adopt`, `open` the handshake; whoever asked
+    for the link closes it. It is over when it was closed, when the child went away
+    (`ILinkListener.lost`), or when the handshake failed.
 
     died: called when the child went away by itself after its handshake, with how many calls ran
         on it.
@@ -113,32 +115,59 @@ class StdioLink:
         self._calls: dict[bytes, object] = {}
         self._early: list[Message] = []
         self._earlySize = 0
+        self._spoilt: Callable[[StdioLink], None] | None = None
         self._opening: Deferred[None] | None = None
         self._timeout: IDelayedCall | None = None
         self.gone: Deferred[None] = Deferred()
 
-    def open(self, program: Program, handshake: Opening, timeout: float) -> Deferred[None]:
+    def warm(self, program: Program, spoilt: Callable[[StdioLink], None]) -> bool:
+        """
+        Start the child alone.
+
+        spoilt: called when it exits before it is adopted.
+        Returns: whether it was started.
+        """
+        self._state = _WARM
+        self._spawn(program)
+        self._spoilt = spoilt
+        return self._state is _WARM
+
+    def adopt(self, listener: ILinkListener, died: Callable[[int], None]) -> None:
+        """A child that waits for its handshake gets who hears it; see the class."""
+        self._listener, self._died, self._spoilt = listener, died, None
+
+    def open(self, program: Program | None, handshake: Opening, timeout: float) -> Deferred[None]:
         """
         Start the child and shake hands.
 
-        timeout: seconds.
+        program: None where the child was started by `warm`. timeout: seconds.
         Fires when the server answered. Fails with LinkFailed. Cancelling ends the child.
         """
         opening: Deferred[None] = Deferred(self._abandoned)
         self._opening = opening
         self._handshake, self.sessionless = handshake, handshake.modern
+        if program is not None:
+            self._spawn(program)
+        elif self._state is _WARM:
+            self._state = _SHAKING
+        if self._state is _SHAKING:
+            self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
+            line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
+            self._child.write(line + b"\n")
+        return opening
+
+    def _spawn(self, program: Program) -> None:
         try:
             self._child.spawn(program)
         except OSError as error:
             self._unstarted(error, Reason.OVERLOADED, "the server could not be started now")
         except ValueError as error:
             self._unstarted(error, Reason.UPSTREAM_UNREACHABLE, "the server could not be started")
-        else:
-            if self._state is _SHAKING:
-                self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
-                line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
-                self._child.write(line + b"\n")
-        return opening
+
+    @property
+    def isOpen(self) -> bool:
+        """Whether the handshake is made, and the child there."""
+        return self._state is _OPEN
 
     # ILink
 
@@ -269,7 +298,7 @@ class StdioLink:
                 return
             self._tell(message)
         elif message.kind is RESPONSE:
-            if message.id == b"0":
+            if message.id == b"0" and self._state is _SHAKING:
                 self._answered(message)
             else:
                 self._dropped("unknown_id")
@@ -368,6 +397,8 @@ class StdioLink:
             self._listener.lost(reason, message)
         elif state is _SHAKING:
             self._failOpening(self._unanswered(reason, message))
+        elif self._spoilt is not None:
+            self._spoilt(self)
 
     def _unanswered(self, reason: Reason, message: str) -> LinkFailed:
         return self._handshake.failed(LinkFailed(reason, message))

@@ -279,6 +279,13 @@ class LinkKeeper:
             self._retired.append(self.link)
             self.link = None
 
+    def rest(self) -> None:
+        """Close the link, for nobody needs it now; the next `acquire` makes another."""
+        link, self.link = self.link, None
+        if link is not None:
+            self._youngDeaths, self._retryAt = 0, 0.0
+            self._closing(link)
+
     def isRetired(self, link: ILink | None) -> bool:
         """Whether a link was retired, and not closed yet."""
         return link in self._retired

@@ -111,6 +111,8 @@ class ModernRelay:
     _stopped: bool = field(default=False, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _dueAt: float = field(default=_NEVER, init=False)
+    _used: float = field(default=0.0, init=False)
+    _resting: IDelayedCall | None = field(default=None, init=False)
     _judges: bool = field(init=False)
     _own: CallContext = field(init=False)
 
@@ -154,7 +156,8 @@ class ModernRelay:
             self.observer.observed(CallFailed(self.server.name, message.method, failed.why.value))
             self.clock.callLater(0, target.answer, failed)
             return
-        effects = self.router.request(message, target, context, self.clock.seconds())
+        now = self._used = self.clock.seconds()
+        effects = self.router.request(message, target, context, now)
         if isinstance(effects[-1], Answer):
             # A target hears nothing from within `request`.
             self._do(effects[:-1])
@@ -173,6 +176,9 @@ class ModernRelay:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         return Deferred.fromCoroutine(self._keeper.close())
 
     # Towards the server.
@@ -203,6 +209,9 @@ class ModernRelay:
 
     def _made(self, link: ILink) -> None:
         self._acquiring = False
+        idle = self.server.settings.idle_stop
+        if idle is not None and self._resting is None:
+            self._resting = self.clock.callLater(idle, self._rest, idle)
         waiting, self._waiting = self._waiting, {}
         for call in waiting:
             if self._keeper.link is link:
@@ -310,7 +319,8 @@ class ModernRelay:
         if effect.failed:
             self.observer.observed(CallFailed(name, method, effect.failed))
         else:
-            took = self.clock.seconds() - call.started
+            self._used = self.clock.seconds()
+            took = self._used - call.started
             self.observer.observed(CallAnswered(name, method, took, message.isError))
         target: Target = call.target  # type: ignore[assignment]
         target.answer(message)
@@ -319,6 +329,18 @@ class ModernRelay:
         self.observer.observed(MessageDropped(self.server.name, why))
 
     # Time.
+
+    def _rest(self, idle: float) -> None:
+        """Nobody may have used the child for a while: then it ends."""
+        self._resting = None
+        if self.router.calls:
+            self._used = self.clock.seconds()
+        left = self._used + idle - self.clock.seconds()
+        if left > 0:
+            self._resting = self.clock.callLater(left, self._rest, idle)
+        else:
+            self._cancels.clear()
+            self._keeper.rest()
 
     def _arm(self) -> None:
         soonest = self.router.soonest

@@ -59,7 +59,7 @@ class HubParts:
 
     name: the server's. context: for what the gateway says in its own name. timeout: seconds a
     request may take. follows: whether the link tells that a note was accepted, as over HTTP.
-    forget: told when nobody can join a hub any more.
+    forget: told when nobody can join a hub any more. unused: told when nobody is on it any more.
     """
 
     name: str
@@ -70,6 +70,7 @@ class HubParts:
     clock: IReactorTime
     observer: IObserver
     forget: Callable[[Hub], None]
+    unused: Callable[[Hub], None] = lambda hub: None
 
 
 @frozen(eq=False)
@@ -193,6 +194,8 @@ class Hub:
         """A session left."""
         self._do(self.core.left(member, self._now()), soon=True)
         self._retire()
+        if not (self.core.members or self.over):
+            self.parts.unused(self)
 
     # ILinkListener, of the shared link.
 
@@ -270,6 +273,12 @@ class Hub:
             # Its user has another link, and would take `lost` to be about that.
             for call in list(link.member.calls):
                 link.listener.settled(call, settled)
+
+    def rest(self) -> None:
+        """End the link, for nobody needs it now."""
+        if not self.over:
+            self.link.close().addErrback(lambda failure: _log.failure("a link closed", failure))
+            self.lost(Reason.SHUTTING_DOWN, "nobody used the server")
 
     # A session that the server forgot.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from attrs import define, field
 from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -48,7 +48,8 @@ class SharedServer:
 
     inner: the configured server; drained with this one.
     The link is made when the first session needs it, in the gateway's own name and with no
-    client's header fields, and kept until it is lost, also while no session is on it.
+    client's header fields, and kept until it is lost, also while no session is on it, but not for
+    longer than `idle_stop`.
     """
 
     inner: IServer
@@ -60,6 +61,7 @@ class SharedServer:
     _making: Deferred[None] | None = field(default=None, init=False)
     _waiters: dict[Deferred[Hub], None] = field(factory=dict, init=False)
     _draining: bool = field(default=False, init=False)
+    _resting: IDelayedCall | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         settings = self.inner.settings
@@ -72,6 +74,7 @@ class SharedServer:
             self.clock,
             self.observer,
             self._forget,
+            self._unused,
         )
 
     @property
@@ -95,6 +98,7 @@ class SharedServer:
         """See IServer. Never an IHTTPLink: no stream is one session's own."""
 
         def joined(hub: Hub) -> ILink:
+            self._wake()
             return hub.join(_answerFor(hello, hub.link.answer), listener)
 
         return self._ready().addCallback(joined)
@@ -123,6 +127,7 @@ class SharedServer:
         if hub.over:
             raise LinkFailed(Reason.SERVER_EXITED, "the server went away during its start")
         self._hub = hub
+        self._unused(hub)
 
     def _made(self, result: object) -> None:
         self._making = None
@@ -145,6 +150,24 @@ class SharedServer:
         """Nobody can join this one any more."""
         if self._hub is hub:
             self._hub = None
+            self._wake()
+
+    def _unused(self, hub: Hub) -> None:
+        """Nobody is on it: after a while without anybody it ends."""
+        idle = self.inner.settings.idle_stop
+        if idle is not None and self._hub is hub:
+            self._wake()
+            self._resting = self.clock.callLater(idle, self._rest, hub)
+
+    def _rest(self, hub: Hub) -> None:
+        self._resting = None
+        if self._hub is hub and not hub.core.members:
+            hub.rest()
+
+    def _wake(self) -> None:
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.cancel()
 
     def health(self) -> Health:
         """See IServer."""
@@ -153,6 +176,7 @@ class SharedServer:
     def drain(self) -> Deferred[None]:
         """See IServer. The sessions that are on the link are told."""
         self._draining = True
+        self._wake()
         if self._making is not None:
             self._making.cancel()
         if self._hub is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from twisted.internet.defer import Deferred, fail, gatherResults
@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.links.handover import Handover
 from gateway.links.interfaces import (
     Health,
     Hello,
@@ -28,6 +29,7 @@ from gateway.links.serverlog import ServerLog
 from gateway.links.stdio import StdioLink, StdioParts
 from gateway.observe.observer import BoundReached, CircuitClosed, CircuitOpened, IObserver
 from gateway.servers.breaker import Attempt, Breaker
+from gateway.servers.warm import WarmPool
 from gateway.settings import StdioSettings
 from gateway.wire.context import CallContext
 
@@ -133,6 +135,9 @@ class StdioServer:
         self._drained = False
         self._provedModern = False
         self._breaker = Breaker(limits)
+        self._warm: WarmPool | None = None
+        if settings.warm:
+            self._warm = WarmPool(settings.warm, limits, clock, self._started, self._failed)
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
@@ -159,17 +164,43 @@ class StdioServer:
         return Deferred.fromCoroutine(self._link(listener, opening, timeout))
 
     async def _link(self, listener: ILinkListener, opening: Opening, timeout: float) -> ILink:
+        warm = None if self._warm is None else self._warm.take()
+        if warm is not None:
+            link, attempt = warm
+            link.adopt(listener, partial(self._died, attempt))
+            try:
+                return await self._opened(link, attempt, None, opening, timeout)
+            except NotModern:
+                raise
+            except LinkFailed as failed:
+                if failed.reason is not Reason.SERVER_EXITED:
+                    raise
+                # It may have ended while it waited: one that was started for this may not.
+        attempt = self._begun()
+        link = StdioLink(self._parts, listener, partial(self._died, attempt))
+        return await self._opened(link, attempt, self._program, opening, timeout)
+
+    def _begun(self) -> Attempt:
         attempt = self._breaker.begin(self._now)
         if attempt is None:
             why = "the server keeps failing and is left alone for a while"
             wait = self._breaker.wait(self._now)
             raise LinkFailed(Reason.UPSTREAM_UNREACHABLE, why, retryAfter=wait)
+        return attempt
+
+    async def _opened(
+        self,
+        link: StdioLink,
+        attempt: Attempt,
+        program: Callable[[], Program] | None,
+        opening: Opening,
+        timeout: float,
+    ) -> ILink:
+        """A link whose handshake is made; program: what to start, None where it runs."""
         try:
-            program = self._program()
-            link = StdioLink(self._parts, listener, partial(self._died, attempt))
-            self._links.add(link)
-            link.gone.addCallback(lambda _: self._links.discard(link))
-            await link.open(program, opening, timeout)
+            found = None if program is None else program()
+            self._holds(link)
+            await link.open(found, opening, timeout)
         except NotModern as failed:
             if failed.reason is Reason.TIMEOUT:
                 self._parts.observer.observed(BoundReached("era_probe", self.name))
@@ -186,6 +217,28 @@ class StdioServer:
         self._works(attempt)
         return link
 
+    def _holds(self, link: StdioLink) -> None:
+        if link not in self._links:
+            self._links.add(link)
+            link.gone.addCallback(lambda _: self._links.discard(link))
+
+    def _started(self, spoilt: Callable[[StdioLink], None]) -> tuple[StdioLink, Attempt] | None:
+        """One more warm child; None while the circuit is open, or where it could not be started."""
+        if self._breaker.isOpen:
+            return None
+        attempt = self._begun()
+        link = StdioLink(self._parts, Handover(self.name, self._parts.observer))
+        try:
+            program = self._program()
+        except LinkFailed as failed:
+            self._failed(attempt, failed)
+            raise
+        self._holds(link)
+        if link.warm(program, spoilt):
+            return link, attempt
+        self._breaker.abandoned(attempt)
+        return None
+
     @property
     def _now(self) -> float:
         return self._parts.clock.seconds()
@@ -193,6 +246,11 @@ class StdioServer:
     def _failed(self, attempt: Attempt, failed: LinkFailed) -> None:
         if failed.reason is Reason.SHUTTING_DOWN:
             self._breaker.abandoned(attempt)
+            return
+        if failed.reason is Reason.OVERLOADED:
+            # The machine had no process, descriptor or memory to spare: no fault of the server's.
+            self._breaker.abandoned(attempt)
+            failed.retryAfter = 0.0
             return
         self._health = Health.DOWN
         _log.warn(
@@ -204,7 +262,7 @@ class StdioServer:
         if failed.answer is not None:
             self._works(attempt)
         elif self._breaker.failed(attempt, self._now):
-            self._opened()
+            self._tellOpened()
         failed.retryAfter = self._breaker.wait(self._now)
 
     def _works(self, attempt: Attempt) -> None:
@@ -215,9 +273,12 @@ class StdioServer:
     def _died(self, attempt: Attempt, calls: int) -> None:
         # Where a call ran, it may be its client's doing; others shall not pay for it.
         if not calls and self._breaker.died(attempt, self._now):
-            self._opened()
+            self._tellOpened()
+        elif not any(link.isOpen for link in self._links):
+            # Whether it can be had again, the next handshake shows.
+            self._health = Health.UNKNOWN
 
-    def _opened(self) -> None:
+    def _tellOpened(self) -> None:
         wait = self._breaker.wait(self._now)
         _log.error("{server}: keeps failing, left alone for {wait} s", server=self.name, wait=wait)
         self._parts.observer.observed(BoundReached("circuit_failures", self.name))
@@ -256,5 +317,7 @@ class StdioServer:
     def drain(self) -> Deferred[None]:
         """See IServer."""
         self._drained = True
+        if self._warm is not None:
+            self._warm.stop()
         closing = [link.close() for link in self._links]
         return gatherResults(closing).addCallback(lambda _: None)
