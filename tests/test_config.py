@@ -395,9 +395,9 @@ def test_a_message_names_file_key_found_expected_and_a_near_miss(tmp_path: Path)
     assert (problem.source, problem.key) == (str(path), "mcpServers.github.arg")
     assert str(caught.value) == (
         f"{path}: mcpServers.github.arg: found an unknown key, expected one of command, args, "
-        "env, cwd, url, headers, forward_authorization, proxy, type, transport, transportType, "
-        "disabled, default, timeout, max_timeout, handshake_timeout, on_exit, isolation, era, "
-        "callers; "
+        "env, cwd, warm, url, headers, forward_authorization, proxy, type, transport, "
+        "transportType, disabled, default, timeout, max_timeout, tool_timeouts, "
+        "handshake_timeout, replay, on_exit, isolation, idle_stop, era, callers; "
         'did you mean "args"?'
     )
 

@@ -9,6 +9,7 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from modern_support import ModernServer, enveloped, fields, known
 from raw import AnsweringServer, NamedInHeader, Stack, Start, hello, rpc
 from raw import start as start
 from stdio_support import Observed
@@ -115,6 +116,36 @@ async def test_acceptance_92_too_many_calls_of_all(start: Start) -> None:
     link.reply(link.last("tools/call"))
     await running.response()
     assert stack.shared.load.total.calls == 0
+
+
+@pytest.mark.acceptance(92, 96)
+@pytest.mark.parametrize("bound", ["max_calls_total", "max_calls_per_principal"])
+@pytest_twisted.ensureDeferred
+async def test_acceptance_92_modern_calls_count_too(start: Start, bound: str) -> None:
+    server = ModernServer("one")
+    stack = await start({"one": known(server)}, limits=Limits(**{bound: 1}))
+    running, body = stack.shared.load.total, enveloped("tools/call", "a", name="x")
+    listen = enveloped("subscriptions/listen", "l", notifications={})
+    listener = await stack.send(b"POST", b"/mcp", listen, fields(listen))
+    client = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: running.calls == 1)
+    full = await stack.ask(b"POST", b"/mcp", body, fields(body))
+    reason = "overloaded" if bound == "max_calls_total" else "rate_limited"
+    assert (full.status, full.json["id"]) == (503, "a")
+    assert full.json["error"]["data"]["reason"] == reason
+    assert full.header(b"retry-after") == b"5"
+    assert stack.observer.bounds == [bound]
+    await stack.until(lambda: server.links and server.newest.of("tools/call"))
+    server.newest.reply(server.newest.last("tools/call"))
+    assert (await client.response()).status == 200
+    assert running.calls == 0
+    # A client that leaves makes room, too.
+    client = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: running.calls == 1)
+    client.reset()
+    listener.reset()
+    await stack.until(lambda: running.calls == 0)
+    assert len(stack.shared.load) == 0
 
 
 # Memory.
