@@ -9,10 +9,12 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from live import Live
 from modern_support import ModernServer, enveloped, fields, known
-from raw import AnsweringServer, NamedInHeader, Stack, Start, hello, rpc
+from raw import AnsweringServer, NamedInHeader, Recorder, Stack, Start, hello, rpc
 from raw import start as start
 from stdio_support import Observed
+from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from gateway.config import ConfigurationError, readConfiguration
@@ -26,6 +28,7 @@ from gateway.guard.memory import (
     stageOf,
 )
 from gateway.observe.observer import CallFailed, MemoryPressed, SessionEnded
+from gateway.service import GatewayService
 from gateway.wire.context import ANONYMOUS
 
 ALICE, BOB = [(b"X-Who", b"alice")], [(b"X-Who", b"bob")]
@@ -286,3 +289,24 @@ def test_no_account_is_kept_when_nothing_is_in_it() -> None:
     load.sessionClosed(account, "")
     load.forget(ANONYMOUS)
     assert len(load) == 0
+
+
+@pytest.mark.acceptance(95)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_95_a_gateway_over_its_limit() -> None:
+    """The whole of it: what this process has in memory is all that it may have."""
+    document = {
+        "mcpServers": {"a": {"command": "/nowhere/at/all"}},
+        "gateway": {"listen": ["tcp:0:interface=127.0.0.1"], "memory_limit": resident()},
+    }
+    service = GatewayService(readConfiguration(document), reactor)
+    service.startService()
+    gateway = Live(service, Recorder(), f"http://127.0.0.1:{service.ports[0].getHost().port}")
+    try:
+        full = await gateway.initialize("a")
+        assert (full.status, full.headers["Retry-After"]) == (503, ["5"])
+        assert full.message["error"]["code"] == -32000
+        for path in ("/healthz", "/readyz"):
+            assert (await gateway.request("GET", path)).status == 200
+    finally:
+        await gateway.stop()
