@@ -145,3 +145,19 @@ def test_the_bounds_hold_and_what_is_kept_is_a_suffix(events: list[tuple[int, by
         lost, kept = log.after(stream, 0)
         assert [data for _, data in kept] == sent[which][len(sent[which]) - len(kept) :]
         assert bool(lost) == (len(kept) < len(sent[which]))
+
+
+def test_a_session_that_is_over_keeps_nothing() -> None:
+    log = EventLog(Limits())
+    stream, running = log.open("a"), log.open("b")
+    log.append(stream, b"x" * 1000, 0.0, final=True)
+    id = log.append(running, b"y" * 1000, 0.0)
+    log.forget()
+    assert (len(log), log.streams) == (0, 0)
+    assert log.find(id, 0.0) is None
+    # What still comes harms nobody.
+    log.append(running, b"z", 0.0, final=True)
+    log.close(stream)
+    log.cut(running, 0.0)
+    log.expire(1000.0)
+    assert len(log) == 0

@@ -232,7 +232,7 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
     watch.stop()
 
 
-def test_a_look_a_second_and_none_without_a_limit() -> None:
+def test_a_look_now_and_then_and_none_without_a_limit() -> None:
     clock, observed, looks = Clock(), Observed(), []
 
     def used() -> int:
@@ -240,10 +240,10 @@ def test_a_look_a_second_and_none_without_a_limit() -> None:
         return 0
 
     load = Load(Limits(), observed)
-    for limit, expected in ((0, []), (1000, [2.0, 3.0, 4.0])):
-        watch = MemoryWatch(clock, observed, load, limit, lambda: 0, used, lambda: None)
+    for limit, expected in ((0, []), (1000, [2 * LOOK, 3 * LOOK, 4 * LOOK])):
+        watch = MemoryWatch(clock, observed, load, limit, lambda part: 0, used, lambda: None)
         watch.start()
-        clock.pump([0.5] * 4)
+        clock.pump([LOOK / 2] * 4)
         watch.stop()
         assert looks == expected
     assert not clock.getDelayedCalls()

@@ -4,8 +4,8 @@ How short memory is, and what is done about it: in three stages, before the syst
  | of `memory_limit` | stage | |
  |---|---|---|
  | 85 % | 1 | no new session |
- | 92 % | 2 | and idle sessions end, the longest unused first, some at each look |
- | 95 % | 3 | and no new call |
+ | 92 % | 2 | and idle sessions end, the longest unused first, a tenth at each look |
+ | 95 % | 3 | and no new call; half of the idle sessions at each look |
 
  1. What counts is what the gateway itself has in memory (`/proc/self/statm`), not its children.
  2. It is looked at once in LOOK seconds; between two looks it costs nothing.
@@ -38,7 +38,7 @@ STAGES = ((Stage.REFUSE_CALLS, 0.95), (Stage.CLOSE_IDLE, 0.92), (Stage.NO_SESSIO
 EASE = 0.03
 """The part of the limit by which memory must fall below that before the stage ends."""
 
-LOOK = 1.0
+LOOK = 0.25
 """Seconds between two looks."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -101,14 +101,14 @@ class MemoryWatch:
     """
     Looks at memory, and tells the Load its stage. Life: made → `start` → `stop`.
 
-    limit: bytes. closeIdle: ends some idle sessions. used: bytes now. trim: see rule 4.
+    limit: bytes. closeIdle: ends this part of the idle sessions. used: bytes now. trim: see rule 4.
     """
 
     clock: IReactorTime
     observer: IObserver
     load: Load
     limit: int
-    closeIdle: Callable[[], int]
+    closeIdle: Callable[[float], int]
     used: Callable[[], int] = resident
     trim: Callable[[], object] = field(factory=_trimmer)
     _timer: IDelayedCall | None = field(default=None, init=False)
@@ -138,5 +138,5 @@ class MemoryWatch:
                 stage=stage,
             )
         if stage >= Stage.CLOSE_IDLE:
-            self.closeIdle()
+            self.closeIdle(0.5 if stage >= Stage.REFUSE_CALLS else 0.1)
             self.trim()

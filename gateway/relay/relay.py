@@ -592,6 +592,8 @@ class Relay:
         for stream in self.readers.targets:
             stream.close()  # type: ignore[attr-defined]
         self.sender.forget()
+        if self.events is not None:
+            self.events.forget()
         self.closing = Deferred.fromCoroutine(self._keeper.close())
         self.closing.addErrback(lambda failure: _log.failure("while a link closed", failure))
 

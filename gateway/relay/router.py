@@ -479,6 +479,8 @@ class Router:
         """Take every running call out: the session is over, its answers come from elsewhere."""
         calls = list(self.calls.values())
         self.calls.clear()
+        # What waited for a stream waits no more, and may be much.
+        self._waiting.sweep(lambda message: True)
         return calls
 
     def _failAll(self, calls: list[Call], reason: Reason, message: str) -> list[Effect]:

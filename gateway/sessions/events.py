@@ -119,6 +119,9 @@ class EventLog:
     _cut: dict[NumberedStream, float] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         limits = self.limits
         most = limits.max_logged_events
         self._events = _Shelf(most, limits.max_logged_bytes, "max_logged_bytes")
@@ -232,6 +235,17 @@ class EventLog:
                 self._drop(event, "logged_for")
         while self._cut and next(iter(self._cut.values())) <= now:
             self._leave(next(iter(self._cut)))
+
+    def forget(self) -> None:
+        """
+        The session is over: keep nothing. What refers to the log may live until the garbage
+        collector comes, which goes by numbers and not by size.
+        """
+        for stream in self._streams.values():
+            stream._kept.clear()
+        self._streams.clear()
+        self._cut.clear()
+        self._start()
 
     def _bound(self) -> None:
         for shelf in (self._events, self._answers):

@@ -291,15 +291,16 @@ class SessionRegistry:
         # Its calls have ended now, too.
         self.load.forget(record.principal)
 
-    def endIdle(self) -> int:
+    def endIdle(self, part: float) -> int:
         """
         Memory is short: end some of the sessions in which no call runs, the longest unused first.
 
-        Returns: how many, of those that are there a tenth, but SHED at least.
+        part: of those there are, how many; SHED at least.
+        Returns: how many.
         """
         idle = [one for one in self._sessions.values() if not (one.running or one.opening)]
         idle.sort(key=lambda one: one.last_used)
-        ending = idle[: max(SHED, len(self._sessions) // 10)]
+        ending = idle[: max(SHED, int(len(idle) * part))]
         for session in ending:
             self.observer.observed(BoundReached(MEMORY, session.record.server))
             self.end(session, "memory")
