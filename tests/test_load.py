@@ -181,7 +181,7 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
     server = AnsweringServer("one")
     stack = await start({"one": server})
     shared, registry = stack.shared, stack.shared.registry
-    used, trimmed = [0], []
+    used, trimmed, collected = [0], [], []
     watch = MemoryWatch(
         stack.clock,
         stack.observer,
@@ -190,6 +190,7 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
         registry.endIdle,
         lambda: used[0],
         lambda: trimmed.append(1),
+        lambda: collected.append(1),
     )
     watch.start()
     busy = await opened(stack, [])
@@ -203,11 +204,11 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
     full = await stack.ask(b"POST", b"/mcp", hello())
     assert (full.status, full.header(b"retry-after")) == (503, b"5")
     assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("ping", 2), idle[0])).json
-    assert len(registry) == 21 and not trimmed
+    assert len(registry) == 21 and trimmed and len(collected) == 1
 
     used[0] = 930
     stack.pass_(LOOK)
-    assert len(registry) == 5 and trimmed, "the longest unused, some at once"
+    assert len(registry) == 5 and len(collected) == 1, "the longest unused, some at once"
     gone = await stack.ask(b"POST", b"/mcp", rpc("ping", 3), idle[1])
     assert (gone.status, gone.json["error"]["code"]) == (404, -32001)
     assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("ping", 4), idle[0])).json

@@ -10,13 +10,15 @@ How short memory is, and what is done about it: in three stages, before the syst
  1. What counts is what the gateway itself has in memory (`/proc/self/statm`), not its children.
  2. It is looked at once in LOOK seconds; between two looks it costs nothing.
  3. A stage is left EASE of the limit below where it began, so that it does not come and go.
- 4. What is freed goes back to the system, where the C library can do that: what is merely free
-    inside the process would keep a stage for ever.
+ 4. In every stage what is free goes back to the system, where the C library can do that, and every
+    COLLECT seconds garbage is looked for, which else goes by numbers and not by size: what is
+    merely free inside the process would keep a stage for ever.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,9 @@ EASE = 0.03
 
 LOOK = 0.25
 """Seconds between two looks."""
+
+COLLECT = 5.0
+"""Seconds between two looks for garbage while memory is short."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -101,7 +106,8 @@ class MemoryWatch:
     """
     Looks at memory, and tells the Load its stage. Life: made → `start` → `stop`.
 
-    limit: bytes. closeIdle: ends this part of the idle sessions. used: bytes now. trim: see rule 4.
+    limit: bytes. closeIdle: ends this part of the idle sessions. used: bytes now. trim,
+    collect: see rule 4.
     """
 
     clock: IReactorTime
@@ -111,6 +117,8 @@ class MemoryWatch:
     closeIdle: Callable[[float], int]
     used: Callable[[], int] = resident
     trim: Callable[[], object] = field(factory=_trimmer)
+    collect: Callable[[], object] = gc.collect
+    _collectAt: float = field(default=0.0, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -139,4 +147,12 @@ class MemoryWatch:
             )
         if stage >= Stage.CLOSE_IDLE:
             self.closeIdle(0.5 if stage >= Stage.REFUSE_CALLS else 0.1)
-            self.trim()
+        if stage > Stage.CALM:
+            self._free()
+
+    def _free(self) -> None:
+        now = self.clock.seconds()
+        if now >= self._collectAt:
+            self._collectAt = now + COLLECT
+            self.collect()
+        self.trim()
