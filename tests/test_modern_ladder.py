@@ -673,3 +673,13 @@ async def test_whatTellsCallersApartGoesWithTheCall(start: Start) -> None:
     ):
         await it.post(body, *others)
         assert it.sent.context.caller == caller
+
+
+@pytest_twisted.ensureDeferred
+async def test_aSessionIdThatTellsCallersApartIsEachRequestsOwn(start: Start) -> None:
+    server = ModernServer("one", era="modern", callers="header:Mcp-Session-Id")
+    it = Bench(await start({"one": known(server)}), server)
+    for caller in ("a" * 43, "b" * 43, "b" * 43):
+        # The same heads but for what is otherwise cut out of them to know them again.
+        await it.post(enveloped("tools/list"), (b"Mcp-Session-Id", caller.encode()))
+        assert it.sent.context.caller == caller
