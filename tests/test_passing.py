@@ -202,6 +202,11 @@ def test_whatNeverComesBack() -> None:
     pairs = [(b"trailer", b"x"), (b"proxy-x", b"y"), (b"connection", b"a , B"), (b"b", b"1")]
     kept = (b"vary", b"Accept"), (b"content-encoding", b"br")
     assert fieldsBack([*pairs, (b"location", b"http://in.side/"), *kept]) == kept
+    # What the web server in front of us would obey, or a browser for the whole of our origin.
+    orders = b"x-accel-redirect", b"x-accel-limit-rate", b"x-sendfile", b"x-lighttpd-send-file"
+    orders += b"x-litespeed-location", b"report-to", b"nel", b"reporting-endpoints"
+    buffering = (b"x-accel-buffering", b"no")
+    assert fieldsBack([*((name, b"/etc/x") for name in orders), buffering]) == (buffering,)
 
 
 @pytest_twisted.ensureDeferred
