@@ -414,6 +414,26 @@ async def test_acceptance_30_aClientThatLeavesClosesTheServersStream(bench: Any)
     assert it.reasons == ["cancelled"] * 3
 
 
+@pytest.mark.parametrize("ahead", [b"\r\n", b"POST /mcp HTTP/1.1\r\n"])
+@pytest_twisted.ensureDeferred
+async def test_soDoesOneThatSentSomethingAhead(bench: Any, ahead: bytes) -> None:
+    it = await bench()
+    for method in ("tools/call", "subscriptions/listen"):
+        client, got = await it.post(enveloped(method, notifications={}))
+        got.stream()
+        await client.head()
+        client.send(ahead)
+        client.close()
+        await client.ended
+
+        def noticed() -> bool:
+            it.stack.pass_(1.0)
+            return not it.upstream.connections
+
+        await it.stack.until(noticed)
+    assert it.reasons == ["cancelled"] * 2
+
+
 @pytest_twisted.ensureDeferred
 async def test_streamsTakeNoRoomFromCalls(bench: Any) -> None:
     it = await bench(
