@@ -316,6 +316,8 @@ async def test_thePolicyIsAskedFirst(start: Start) -> None:
     error = assertRefused(await it.refused(body), 403, -32603, b'"a"')
     assert error["data"] == {"reason": "forbidden"}
     assertRefused(await it.stack.ask(b"POST", b"/mcp", body), 403, -32603, b'"a"')
+    hidden = enveloped("resources/read", "a", name="open", uri="secret")
+    assertRefused(await it.refused(hidden), 403, -32603, b'"a"')
     # Nor is it called under two names, whichever the server would read.
     twice = enveloped("tools/call", "a", name="open").replace(b'"name"', b'"name":"secret","name"')
     answer = await it.stack.ask(b"POST", b"/mcp", twice, fields(twice))
