@@ -179,6 +179,17 @@ def test_aHandshakeIsOneOfTheLegacyEra(
     assert hello["capabilities"].get("roots", {"listChanged": False}) == {"listChanged": False}
 
 
+@pytest.mark.parametrize("more", ['"icons":5', '"title":null', '"websiteUrl":[]', '"x":1e999'])
+def test_aHandshakeIsRefusedForNothingThatItsClientSaysOfItself(more: str) -> None:
+    info = f'{{"name":"\\u00e9","version":"1",{more}}}'
+    asked = modern().withMeta(PREFIX + "clientInfo", info.encode())
+    hello = members(members(Raw(helloFor(asked, declaredBy(asked))))["clientInfo"])
+    assert {name: bytes(value) for name, value in hello.items()} == {
+        "name": b'"\\u00e9"',
+        "version": b'"1"',
+    }
+
+
 # Results and errors.
 
 INFO = b'{"name":"s","version":"1.0"}'

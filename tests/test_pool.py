@@ -11,7 +11,7 @@ from relay_support import MemoryTarget
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import Direction
-from gateway.links.interfaces import Reason
+from gateway.links.interfaces import LinkFailed, Reason
 from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent, message
 from gateway.wire.context import ANONYMOUS, CallContext, Principal
 from gateway.wire.refusals import FailedCall
@@ -429,6 +429,23 @@ def test_aHandshakeThatFails() -> None:
     assert isinstance(call.target.answers[0], FailedCall)
     assert call.reason == "upstream_unreachable"
     assert bench.ask(2).waits
+    bench.stop()
+
+
+@pytest.mark.parametrize("caps", [{}, FORM])
+@pytest.mark.parametrize("listens", [False, True])
+def test_aHandshakeThatIsRefusedIsNotMadeAgainForOthers(
+    caps: dict[str, Any], listens: bool
+) -> None:
+    bench = PoolBench()
+    refusal = message(b'{"jsonrpc":"2.0","id":0,"error":{"code":-32602,"message":"no"}}')
+    bench.server.failures.append(LinkFailed(Reason.BAD_ANSWER, "refused", refusal))
+    filter = {"notifications": {"toolsListChanged": True}}
+    method, params = ("subscriptions/listen", filter) if listens else ("tools/call", None)
+    bad = bench.ask(1, method, params, caps=caps, name="bad")
+    assert bad.reason == "bad_answer"
+    assert bench.ask(2, caps=caps, name="good").waits
+    assert json.loads(bench.link.hello.params)["clientInfo"]["name"] == "good"
     bench.stop()
 
 
@@ -1165,6 +1182,32 @@ def test_aSessionThatIsLostForGoodIsReplaced() -> None:
         "notifications/tools/list_changed",
         "notifications/resources/updated",
     ]
+    bench.stop()
+
+
+@pytest.mark.parametrize("callFirst", [False, True])
+def test_aSessionThatIsLostForGoodToACallIsReplacedForWhoListens(callFirst: bool) -> None:
+    bench = PoolBench()
+    stream = listen(bench, toolsListChanged=True)
+    bench.server.failNext()
+    bench.link.lose()
+    bench.turn()
+    bench.server.handshakeHeld = True
+    if callFirst:
+        call = bench.ask(2)
+    bench.turn(60)
+    if not callFirst:
+        call = bench.ask(2)
+    bench.server.result = NARROW.replace(b'"tools":{}', b'"tools":{"listChanged":true}')
+    bench.server.handshakeHeld = False
+    bench.server.finishHandshake()
+    bench.turn()
+    bench.links[-1].reply(bench.links[-1].last("tools/call"), OK)
+    assert call.result and stream.heard[1]["method"] == "notifications/tools/list_changed"
+    # It is kept for who listens.
+    bench.turn(301)
+    bench.link.push(TOOLS)
+    assert len(stream.heard) == 3
     bench.stop()
 
 

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import IServer
+from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.listens import Listens
 from gateway.relay.parked import ModernCall
@@ -265,6 +265,14 @@ class Callers:
         closed = Deferred.fromCoroutine(pooled.relay.dismiss(reason))
         self._closes(closed)
         self._ended(pooled)
+
+    def refused(self, pooled: Pooled, failed: LinkFailed) -> None:
+        """
+        A handshake failed. If the server itself refused the first one of a session, that may be
+        due to what one client says of itself: the next call makes a session anew.
+        """
+        if failed.answer is not None and not pooled.result and pooled in self._sessions:
+            self.end(pooled)
 
     def _closes(self, closed: Deferred[None]) -> None:
         self.closing.append(closed)
