@@ -384,3 +384,15 @@ def test_whatGoesOutOnAListensStream() -> None:
     }
     ended = json.loads(listenEnded(b"7", INFO).encode())
     conforms(ended["result"], MODERN, "SubscriptionsListenResult")
+
+
+def test_halfASurrogatePairAmongTheURLsToVisit() -> None:
+    error = (
+        b'{"code":-32042,"message":"visit","data":{"elicitations":'
+        b'["\\ud800",{"mode":"url","message":"\\ud800","url":"u:v","elicitationId":"\\udfff"}]}}'
+    )
+    (named,) = urlRequests(Raw(error))
+    assert named == (
+        "url-1",
+        b'{"method":"elicitation/create","params":{"mode":"url","message":"\\ud800","url":"u:v"}}',
+    )

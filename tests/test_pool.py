@@ -1230,6 +1230,7 @@ def test_aServerThatCanNoLongerHonourAListenEndsIt() -> None:
         {"toolsListChanged": 1},
         {"resourceSubscriptions": "a:b"},
         {"resourceSubscriptions": [1]},
+        {"resourceSubscriptions": ["\ud800"]},
     ],
 )
 def test_aFilterThatIsNone(wanted: Any) -> None:
