@@ -564,6 +564,15 @@ def test_aSharedSessionLogsAtTheLowestLevel() -> None:
     bench.stop()
 
 
+def test_aServerThatDoesNotAnswerToALevelHoldsUpNobodyElse() -> None:
+    bench = PoolBench()
+    asks = bench.ask(1, level="debug")
+    silent = bench.ask(2)
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert silent.result and asks.waits
+    bench.stop()
+
+
 def test_aServerWithoutLoggingIsNotAskedForIt() -> None:
     bench = PoolBench(ScriptedServer(result=NARROW))
     bench.ask(level="debug")

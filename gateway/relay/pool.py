@@ -301,7 +301,7 @@ class LegacyPool:
             self.ended(call, discovered(call.id, pooled.result))
             return
         self._opening[call] = None
-        pooled.levelled(call.context, lambda: self._send(call, pooled))
+        pooled.levelled(call, call.context, lambda: self._send(call, pooled))
         if call.stage is Stage.OPENING:
             self.arm(call.due)
 
