@@ -449,6 +449,21 @@ def test_aHandshakeThatIsRefusedIsNotMadeAgainForOthers(
     bench.stop()
 
 
+def test_whoseCredentialsAreRefusedTakesNobodysRoom() -> None:
+    server = ScriptedServer(result=RESULT, http=True, forward_authorization=True)
+    bench = PoolBench(server, limits=Limits(max_pooled_total=2))
+    bench.ask(1, headers=((b"authorization", b"good"),))
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    link.reply(link.last("tools/call"), OK)
+    for id in range(2, 5):
+        bench.server.failNext(Reason.BAD_ANSWER, "refused", status=401)
+        guess = b"bad %d" % id
+        assert bench.ask(id, headers=((b"authorization", guess),)).reason == "bad_answer"
+    assert link.alive and not bench.bounds()
+    bench.stop()
+
+
 def test_policyIsTheRelays() -> None:
     class NoTools:
         def allows(

@@ -35,6 +35,9 @@ _log = Logger()
 
 _NEVER = float("inf")
 
+_CREDENTIALS_REFUSED = (401, 403)
+"""The HTTP statuses by which a server refuses who asks, not to work."""
+
 
 @define(eq=False)
 class Caller:
@@ -269,9 +272,11 @@ class Callers:
     def refused(self, pooled: Pooled, failed: LinkFailed) -> None:
         """
         A handshake failed. If the server itself refused the first one of a session, that may be
-        due to what one client says of itself: the next call makes a session anew.
+        due to what one client says of itself, or to its credentials: nothing is kept of it, and
+        the next call makes a session anew.
         """
-        if failed.answer is not None and not pooled.result and pooled in self._sessions:
+        itself = failed.answer is not None or failed.status in _CREDENTIALS_REFUSED
+        if itself and not pooled.result and pooled in self._sessions:
             self.end(pooled)
 
     def _closes(self, closed: Deferred[None]) -> None:
