@@ -190,6 +190,14 @@ def test_aHandshakeIsRefusedForNothingThatItsClientSaysOfItself(more: str) -> No
     }
 
 
+def test_aNameOfAnyLengthIsNoName() -> None:
+    for length, kept in ((1000, True), (1100, False)):
+        info = {"name": "n" * length, "version": "1"}
+        asked = modern().withMeta(PREFIX + "clientInfo", json.dumps(info).encode())
+        said = json.loads(helloFor(asked, declaredBy(asked)))["clientInfo"]
+        assert (said == info) is kept and (said["name"] == "mcp-gateway") is not kept
+
+
 # Results and errors.
 
 INFO = b'{"name":"s","version":"1.0"}'

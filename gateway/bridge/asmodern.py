@@ -79,6 +79,14 @@ _NAMES = ("name", "title", "version")
 """What of a client's description a server is told."""
 
 
+_LONGEST = 1024
+"""The longest of these, in bytes as spelled; they are kept with a session, and sent to children."""
+
+
+def _isName(value: Raw | None) -> bool:
+    return value is not None and len(bytes(value)) <= _LONGEST and text(bytes(value)) is not None
+
+
 def isServed(method: str) -> bool:
     """Whether a request of this method may reach a legacy server: the modern era has it still."""
     return method not in _REMOVED and not method.startswith("tasks/")
@@ -93,9 +101,7 @@ def helloFor(request: Message, declared: Declared) -> bytes:
     left out, for a server could refuse the handshake for it.
     """
     named = members(request.meta(CLIENT_INFO))
-    info: dict[str, object] = {
-        name: named[name] for name in _NAMES if text(bytes(named.get(name, b""))) is not None
-    }
+    info: dict[str, object] = {name: named[name] for name in _NAMES if _isName(named.get(name))}
     if "name" not in info or "version" not in info:
         info = {"name": "mcp-gateway", "version": gateway.__version__}
     return _encode(
