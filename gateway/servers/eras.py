@@ -12,6 +12,9 @@ It stands before the configured server. A legacy client's link is made so:
     known. A server that knows both had its reasons: the client gets its error.
  5. A verdict that fails is dropped and found anew; so not more often than every DOUBT_WAIT.
 
+What all are told of a server never rests on a request of one client's alone, whose header or
+parameters may be what was refused: the gateway asks in its own name, too.
+
 To find out whether a server is modern takes a link of the modern era; who needs one next gets it.
 """
 
