@@ -283,6 +283,8 @@ class LegacyPool:
         elif not isinstance(error, LinkFailed):
             _log.failure("a handshake broke", failure)
             error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
+        else:
+            self._callers.refused(pooled, error)
         if call.pooled is not pooled or call.stage is not Stage.OPENING:
             return
         if isinstance(error, LinkFailed):
@@ -299,7 +301,7 @@ class LegacyPool:
             self.ended(call, discovered(call.id, pooled.result))
             return
         self._opening[call] = None
-        pooled.levelled(call.context, lambda: self._send(call, pooled))
+        pooled.levelled(call, call.context, lambda: self._send(call, pooled))
         if call.stage is Stage.OPENING:
             self.arm(call.due)
 
