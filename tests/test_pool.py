@@ -288,9 +288,13 @@ def test_furtherCallsOfACallerWaitInOrder() -> None:
 def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
     bench = PoolBench(limits=Limits(max_pooled_sessions=2))
     first, link, sent = asked(bench)
-    bench.turn(1)
+    bench.turn(20)
     second, _, _ = asked(bench, id=2)
     call = bench.ask(3, caps=ALL)
+    bench.turn(9)
+    assert not link.of("notifications/cancelled") and call.waits
+    bench.turn(1)
+    assert "parked_beside" in bench.bounds()
     assert link.last("notifications/cancelled").message.param("requestId") == sent.id
     assert answers(link)[0]["error"]["code"] == -32603 and call.waits
     bench.turn(1)
@@ -298,6 +302,22 @@ def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
     assert call.result
     assert bench.retry(first, {"q1": ACCEPT}).error["code"] == -32602
     assert bench.retry(second, {"q1": ACCEPT}).waits
+    bench.stop()
+
+
+def test_whoWaitedBeforeTheOthersWereAskedHasItsTurnToo() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=1))
+    first = bench.ask(1, caps=ALL)
+    call = bench.ask(2, caps=ALL)
+    link, sent = only(bench)
+    link.push(ELICIT % 1)
+    bench.turn()
+    assert first.result["resultType"] == "input_required" and call.waits
+    bench.turn(30)
+    assert link.last("notifications/cancelled").message.param("requestId") == sent.id
+    bench.turn(1)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
     bench.stop()
 
 
