@@ -53,11 +53,12 @@ def modern(
     caps: dict[str, Any] | None = None,
     level: str | None = None,
     token: object = None,
+    name: str = "c",
 ) -> Message:
-    """A modern request."""
+    """A modern request; name: its client's."""
     meta: dict[str, Any] = {
         PREFIX + "protocolVersion": "2026-07-28",
-        PREFIX + "clientInfo": {"name": "c", "version": "2"},
+        PREFIX + "clientInfo": {"name": name, "version": "2"},
         PREFIX + "clientCapabilities": caps or {},
     }
     if level is not None:

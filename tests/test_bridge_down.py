@@ -179,6 +179,25 @@ def test_aHandshakeIsOneOfTheLegacyEra(
     assert hello["capabilities"].get("roots", {"listChanged": False}) == {"listChanged": False}
 
 
+@pytest.mark.parametrize("more", ['"icons":5', '"title":null', '"websiteUrl":[]', '"x":1e999'])
+def test_aHandshakeIsRefusedForNothingThatItsClientSaysOfItself(more: str) -> None:
+    info = f'{{"name":"\\u00e9","version":"1",{more}}}'
+    asked = modern().withMeta(PREFIX + "clientInfo", info.encode())
+    hello = members(members(Raw(helloFor(asked, declaredBy(asked))))["clientInfo"])
+    assert {name: bytes(value) for name, value in hello.items()} == {
+        "name": b'"\\u00e9"',
+        "version": b'"1"',
+    }
+
+
+def test_aNameOfAnyLengthIsNoName() -> None:
+    for length, kept in ((1000, True), (1100, False)):
+        info = {"name": "n" * length, "version": "1"}
+        asked = modern().withMeta(PREFIX + "clientInfo", json.dumps(info).encode())
+        said = json.loads(helloFor(asked, declaredBy(asked)))["clientInfo"]
+        assert (said == info) is kept and (said["name"] == "mcp-gateway") is not kept
+
+
 # Results and errors.
 
 INFO = b'{"name":"s","version":"1.0"}'
@@ -373,3 +392,15 @@ def test_whatGoesOutOnAListensStream() -> None:
     }
     ended = json.loads(listenEnded(b"7", INFO).encode())
     conforms(ended["result"], MODERN, "SubscriptionsListenResult")
+
+
+def test_halfASurrogatePairAmongTheURLsToVisit() -> None:
+    error = (
+        b'{"code":-32042,"message":"visit","data":{"elicitations":'
+        b'["\\ud800",{"mode":"url","message":"\\ud800","url":"u:v","elicitationId":"\\udfff"}]}}'
+    )
+    (named,) = urlRequests(Raw(error))
+    assert named == (
+        "url-1",
+        b'{"method":"elicitation/create","params":{"mode":"url","message":"\\ud800","url":"u:v"}}',
+    )

@@ -671,6 +671,35 @@ def test_what_a_server_leaves_out_is_not_granted(bridge: Bridge) -> None:
     assert bridge.take()[0]["error"]["code"] == -32602
 
 
+def test_a_server_that_takes_a_resource_no_more_is_not_asked_for_it_over_and_over(
+    bridge: Bridge,
+) -> None:
+    bridge.ask(1, "resources/subscribe", uri="a:1")
+    bridge.acknowledge()
+    bridge.ask(2, "resources/subscribe", uri="a:2")
+    sent = bridge.acknowledge()
+    end(bridge, sent, "cut")
+    bridge.clock.advance(10)
+    opened = len(listens(bridge))
+    assert listens(bridge)[-1]["resourceSubscriptions"] == ["a:1", "a:2"]
+    bridge.acknowledge(resourceSubscriptions=["a:1"])
+    bridge.clock.advance(100)
+    assert len(listens(bridge)) == opened
+    # It may take it again.
+    bridge.ask(3, "resources/subscribe", uri="a:2")
+    assert listens(bridge)[-1]["resourceSubscriptions"] == ["a:1", "a:2"]
+    bridge.acknowledge()
+    assert bridge.take()[-1] == {"jsonrpc": "2.0", "id": 3, "result": {}}
+
+
+def test_a_subscription_that_was_given_up_is_not_asked_for_over_and_over(bridge: Bridge) -> None:
+    call = bridge.ask(1, "resources/subscribe", uri="a:1")
+    bridge.cancel(call)
+    bridge.acknowledge(resourceSubscriptions=[])
+    bridge.clock.advance(100)
+    assert len(listens(bridge)) == 1
+
+
 def test_the_oldest_of_too_many_subscriptions_goes(bridge: Bridge) -> None:
     bridge = Bridge(http=bridge.http, limits=Limits(max_subscriptions=1))
     bridge.ask(1, "resources/subscribe", uri="a:1")

@@ -16,6 +16,7 @@ from zope.interface.verify import verifyObject
 from gateway.guard.limits import Limits
 from gateway.links.bridged import BridgedLink
 from gateway.links.interfaces import (
+    Hello,
     IHTTPLink,
     ILink,
     ILinkListener,
@@ -196,13 +197,13 @@ def test_a_modern_server_gets_a_bridge() -> None:
     answer = json.loads(link.answer.encode())["result"]
     assert answer["protocolVersion"] == "2025-06-18"
     assert bench.known == (True, False) and bench.found == [(True, None), (True, False)]
-    # The link that told was used.
-    assert (bench.server.probes, bench.server.handshakes) == (1, 1)
+    # The link that told was used; a handshake of our own was refused, too.
+    assert (bench.server.probes, bench.server.handshakes) == (1, 2)
     assert isinstance(got(bench.link()), BridgedLink)
-    assert (bench.server.probes, bench.server.handshakes) == (2, 1)
+    assert (bench.server.probes, bench.server.handshakes) == (2, 2)
     bench.again()
     assert isinstance(got(bench.link()), BridgedLink)
-    assert (bench.server.probes, bench.server.handshakes) == (3, 1)
+    assert (bench.server.probes, bench.server.handshakes) == (3, 2)
 
 
 @pytest.mark.parametrize("http", [False, True])
@@ -292,6 +293,99 @@ def test_an_honest_error_of_a_server_of_both_eras() -> None:
     assert (bench.server.handshakes, bench.server.probes) == (4, 1)
     bench.clock.advance(SPARE_WAIT)
     assert bench.server.modernLinks[0].closed
+
+
+class Picky(Scripted):
+    """Refuses whom it sees one header of, in either era, as one does who knows neither."""
+
+    status = 400
+
+    def refuses(self, context: CallContext) -> bool:
+        return (b"x-bad", b"1") in context.headers
+
+    def link(
+        self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
+    ) -> Deferred[ILink]:
+        if self.refuses(context):
+            return fail(LinkFailed(Reason.BAD_ANSWER, "refused", status=self.status))
+        return super().link(hello, listener, context, ownStreams)
+
+    def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+        if self.refuses(context):
+            return fail(NotModern(Reason.BAD_ANSWER, "refused", status=self.status))
+        return super().modernLink(listener, context)
+
+
+BAD = CallContext("scripted", headers=((b"x-bad", b"1"),))
+
+
+def test_nobody_makes_a_modern_server_a_legacy_one() -> None:
+    bench = Bench(Picky(http=True))
+    bench.server.legacyFails = refused(-32602)
+    # Who asks meanwhile hears what is so.
+    bench.server.modernHeld = True
+    bad, good = bench.eras.findModern(BAD), bench.eras.findModern(CONTEXT)
+    bench.server.waiting[0].callback(None)
+    assert got(bad) and got(good)
+    assert bench.known == (True, None)
+    bench.server.modernHeld = False
+    assert isinstance(got(bench.link()), BridgedLink)
+    # Through a bridge, the fault is its client's own.
+    assert failed(bench.link(BAD)).status == 400
+    assert isinstance(got(bench.link()), BridgedLink)
+    assert bench.known == (True, False)
+
+
+def test_nobody_makes_a_server_of_both_eras_a_modern_one() -> None:
+    bench = Bench(Picky(http=True))
+    assert failed(bench.link(BAD)).status == 400
+    assert bench.known == (True, True)
+    assert got(bench.link()) is bench.server.newest
+
+
+@pytest.mark.parametrize("code", [-32601, -32020, -32022])
+def test_an_error_of_the_other_era_to_one_client_is_no_word_on_all(code: int) -> None:
+    bench = Bench()
+    bench.server.failures.append(error := refused(code))
+    assert failed(bench.link()) is error
+    assert bench.known == (True, True)
+
+
+@pytest.mark.parametrize("modern", [False, True])
+def test_a_server_that_answers_only_with_credentials(modern: bool) -> None:
+    class Locked(Picky):
+        def _locked(self, context: CallContext) -> bool:
+            return (b"authorization", b"other") not in context.headers
+
+        def link(self, *arguments: Any, **keywords: Any) -> Deferred[ILink]:
+            if self._locked(arguments[2]):
+                return fail(LinkFailed(Reason.BAD_ANSWER, "refused", status=401))
+            return super().link(*arguments, **keywords)
+
+        def modernLink(self, listener: ILinkListener, context: CallContext) -> Deferred[ILink]:
+            if self._locked(context):
+                return fail(LinkFailed(Reason.BAD_ANSWER, "refused", status=401))
+            return super().modernLink(listener, context)
+
+    bench = Bench(Locked(http=True))
+    if modern:
+        bench.server.legacyFails = refused(-32602)
+        assert isinstance(got(bench.link(OTHER)), BridgedLink)
+        assert bench.known == (True, False)
+    else:
+        bench.server.modernFails = notModern()
+        assert got(bench.eras.findModern(OTHER)) is False
+        # A client's header may be why: a contradiction is believed.
+        assert bench.known == (False, None) and not bench.eras.verdict.firm
+
+
+def test_whether_a_server_speaks_both_eras_may_stay_open() -> None:
+    bench = Bench()
+    error = refused(-32602)
+    wait = LinkFailed(Reason.UPSTREAM_UNREACHABLE, "left alone", retryAfter=5.0)
+    bench.server.failures += [error, wait]
+    assert failed(bench.link()) is error
+    assert bench.known == (True, None)
 
 
 def test_a_modern_server_without_a_revision_of_ours_says_so() -> None:

@@ -54,8 +54,9 @@ async def test_what_was_found_outlives_a_restart(live: Start, tmp_path: Path) ->
     service.startService()
     gateway.base = f"http://127.0.0.1:{service.ports[0].getHost().port}"
     await gateway.session("s")
-    # The child that refused, and one for each session.
-    assert ledger.read_text().split() == ["initialize", "server/discover", "server/discover"]
+    # The child that refused, one that refused the gateway itself, and one for each session.
+    asked = ledger.read_text().split()
+    assert asked == ["initialize", "server/discover", "initialize", "server/discover"]
     assert str(tmp_path) not in repr(service._verdicts)
 
 
@@ -144,7 +145,8 @@ async def test_a_modern_http_server_serves_legacy_clients(
         answer = await gateway.call("behind", session, "t")
         assert answer.message["result"]["structuredContent"] == {"n": "t"}
     refused = [one for one in upstream.requests if one.rpc == "initialize"]
-    assert len(refused) == 1
+    # The first client's, and the gateway's own.
+    assert len(refused) == 2
     assert found(gateway) == [(True, None), (True, False)]
 
 

@@ -62,6 +62,7 @@ REACHED = {
     "max_modern_waiting": "test_pool.test_howManyWait",
     "max_parked": "test_pool.test_howManyWaitForTheirClients",
     "parked_for": "test_pool.test_aClientThatDoesNotComeBack",
+    "parked_beside": "test_pool.test_callsThatNobodyComesBackForHoldUpNoOthersForLong",
     "ask_wait": "test_pool.test_whatIsAskedWithinAWhileGoesTogether",
     "max_listens": "test_pool.test_howManyListen",
     "max_get_streams": "test_streamable_proxy.test_acceptance_38_fourStreamsAndTheNewestGetsIt",

@@ -316,6 +316,8 @@ async def test_thePolicyIsAskedFirst(start: Start) -> None:
     error = assertRefused(await it.refused(body), 403, -32603, b'"a"')
     assert error["data"] == {"reason": "forbidden"}
     assertRefused(await it.stack.ask(b"POST", b"/mcp", body), 403, -32603, b'"a"')
+    hidden = enveloped("resources/read", "a", name="open", uri="secret")
+    assertRefused(await it.refused(hidden), 403, -32603, b'"a"')
     # Nor is it called under two names, whichever the server would read.
     twice = enveloped("tools/call", "a", name="open").replace(b'"name"', b'"name":"secret","name"')
     answer = await it.stack.ask(b"POST", b"/mcp", twice, fields(twice))
@@ -672,4 +674,14 @@ async def test_whatTellsCallersApartGoesWithTheCall(start: Start) -> None:
         ([(b"X-Conversation", b"a"), (b"X-Conversation", b"b")], "a,b"),
     ):
         await it.post(body, *others)
+        assert it.sent.context.caller == caller
+
+
+@pytest_twisted.ensureDeferred
+async def test_aSessionIdThatTellsCallersApartIsEachRequestsOwn(start: Start) -> None:
+    server = ModernServer("one", era="modern", callers="header:Mcp-Session-Id")
+    it = Bench(await start({"one": known(server)}), server)
+    for caller in ("a" * 43, "b" * 43, "b" * 43):
+        # The same heads but for what is otherwise cut out of them to know them again.
+        await it.post(enveloped("tools/list"), (b"Mcp-Session-Id", caller.encode()))
         assert it.sent.context.caller == caller

@@ -165,6 +165,62 @@ def test_logMessagesGoToTheOnlyCallThatAskedForThem() -> None:
     assert dropped(router.fromServer(log, 0.0)) == ["unowned_log"]
 
 
+LATE_LOG = notify("notifications/message", b'{"level":"info","data":"of one"}')
+
+
+def test_aCallThatWasLeftMayStillLogAndSoNothingGoesToAnother() -> None:
+    router = makeRouter(timeout=10.0)
+    one, sent = ask(router, b"1", meta=LOG)
+    router.gone(one.target)
+    other, _ = ask(router, b"2", meta=LOG)
+    assert dropped(router.fromServer(LATE_LOG, 9.0)) == ["unowned_log"]
+    assert dropped(router.fromServer(response(sent.id or b""), 9.0)) == ["late_answer"]
+    (told,) = router.fromServer(LATE_LOG, 9.0)
+    assert told.target is other.target
+
+
+def test_whoWasLeftIsTakenToLogForAsLongAsItsCallWouldHaveRun() -> None:
+    router = makeRouter(timeout=10.0, maxTimeout=40.0)
+    one, _ = ask(router, b"1", meta=LOG)
+    router.gone(one.target)
+    two, _ = ask(router, b"2", meta=LOG, now=5.0)
+    assert dropped(router.fromServer(LATE_LOG, 9.0)) == ["unowned_log"]
+    (told,) = router.fromServer(LATE_LOG, 10.0)
+    assert told.target is two.target
+    # One that is late already may be later.
+    router.expired(15.0)
+    three, _ = ask(router, b"3", meta=LOG, now=16.0)
+    assert dropped(router.fromServer(LATE_LOG, 25.0)) == ["unowned_log"]
+    # Another child knows nothing of it.
+    router.lost(Reason.SERVER_EXITED, "gone")
+    assert three not in router.calls.values()
+    four, _ = ask(router, b"4", meta=LOG, now=26.0)
+    (told,) = router.fromServer(LATE_LOG, 26.0)
+    assert told.target is four.target
+
+
+def test_whatWasNeverSentLogsNothingAndTheLeftAreBounded() -> None:
+    router = makeRouter(Limits(max_modern_calls=2))
+    one, _ = ask(router, b"1", meta=LOG, sent=False)
+    router.gone(one.target)
+    stream, _ = listen(router, b"2", meta=LOG)
+    router.gone(stream.target)
+    other, _ = ask(router, b"3", meta=LOG)
+    (told,) = router.fromServer(LATE_LOG, 0.0)
+    assert told.target is other.target
+    left = [ask(router, b"4", meta=LOG)[0]]
+    for _ in range(3):
+        router.gone(left[-1].target)
+        left.append(ask(router, b"4", meta=LOG)[0])
+    # The first of these is not remembered any more.
+    router.fromServer(response(other.upstream), 0.0)
+    for call in left[1:-1]:
+        assert dropped(router.fromServer(LATE_LOG, 0.0)) == ["unowned_log"]
+        router.fromServer(response(call.upstream), 0.0)
+    (told,) = router.fromServer(LATE_LOG, 0.0)
+    assert told.target is left[-1].target
+
+
 # Ends.
 
 

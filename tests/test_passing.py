@@ -202,6 +202,11 @@ def test_whatNeverComesBack() -> None:
     pairs = [(b"trailer", b"x"), (b"proxy-x", b"y"), (b"connection", b"a , B"), (b"b", b"1")]
     kept = (b"vary", b"Accept"), (b"content-encoding", b"br")
     assert fieldsBack([*pairs, (b"location", b"http://in.side/"), *kept]) == kept
+    # What the web server in front of us would obey, or a browser for the whole of our origin.
+    orders = b"x-accel-redirect", b"x-accel-limit-rate", b"x-sendfile", b"x-lighttpd-send-file"
+    orders += b"x-litespeed-location", b"report-to", b"nel", b"reporting-endpoints"
+    buffering = (b"x-accel-buffering", b"no")
+    assert fieldsBack([*((name, b"/etc/x") for name in orders), buffering]) == (buffering,)
 
 
 @pytest_twisted.ensureDeferred
@@ -407,6 +412,26 @@ async def test_acceptance_30_aClientThatLeavesClosesTheServersStream(bench: Any)
         await it.stack.until(lambda: not it.upstream.connections)
         assert not it.stack.mounts["one"].http.running()
     assert it.reasons == ["cancelled"] * 3
+
+
+@pytest.mark.parametrize("ahead", [b"\r\n", b"POST /mcp HTTP/1.1\r\n"])
+@pytest_twisted.ensureDeferred
+async def test_soDoesOneThatSentSomethingAhead(bench: Any, ahead: bytes) -> None:
+    it = await bench()
+    for method in ("tools/call", "subscriptions/listen"):
+        client, got = await it.post(enveloped(method, notifications={}))
+        got.stream()
+        await client.head()
+        client.send(ahead)
+        client.close()
+        await client.ended
+
+        def noticed() -> bool:
+            it.stack.pass_(1.0)
+            return not it.upstream.connections
+
+        await it.stack.until(noticed)
+    assert it.reasons == ["cancelled"] * 2
 
 
 @pytest_twisted.ensureDeferred

@@ -11,7 +11,7 @@ from relay_support import MemoryTarget
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import Direction
-from gateway.links.interfaces import Reason
+from gateway.links.interfaces import LinkFailed, Reason
 from gateway.testing.scripted import ScriptedLink, ScriptedServer, Sent, message
 from gateway.wire.context import ANONYMOUS, CallContext, Principal
 from gateway.wire.refusals import FailedCall
@@ -288,9 +288,13 @@ def test_furtherCallsOfACallerWaitInOrder() -> None:
 def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
     bench = PoolBench(limits=Limits(max_pooled_sessions=2))
     first, link, sent = asked(bench)
-    bench.turn(1)
+    bench.turn(20)
     second, _, _ = asked(bench, id=2)
     call = bench.ask(3, caps=ALL)
+    bench.turn(9)
+    assert not link.of("notifications/cancelled") and call.waits
+    bench.turn(1)
+    assert "parked_beside" in bench.bounds()
     assert link.last("notifications/cancelled").message.param("requestId") == sent.id
     assert answers(link)[0]["error"]["code"] == -32603 and call.waits
     bench.turn(1)
@@ -298,6 +302,22 @@ def test_callsThatNobodyComesBackForHoldUpNoOthersForLong() -> None:
     assert call.result
     assert bench.retry(first, {"q1": ACCEPT}).error["code"] == -32602
     assert bench.retry(second, {"q1": ACCEPT}).waits
+    bench.stop()
+
+
+def test_whoWaitedBeforeTheOthersWereAskedHasItsTurnToo() -> None:
+    bench = PoolBench(limits=Limits(max_pooled_sessions=1))
+    first = bench.ask(1, caps=ALL)
+    call = bench.ask(2, caps=ALL)
+    link, sent = only(bench)
+    link.push(ELICIT % 1)
+    bench.turn()
+    assert first.result["resultType"] == "input_required" and call.waits
+    bench.turn(30)
+    assert link.last("notifications/cancelled").message.param("requestId") == sent.id
+    bench.turn(1)
+    link.reply(link.last("tools/call"), OK)
+    assert call.result
     bench.stop()
 
 
@@ -432,6 +452,38 @@ def test_aHandshakeThatFails() -> None:
     bench.stop()
 
 
+@pytest.mark.parametrize("caps", [{}, FORM])
+@pytest.mark.parametrize("listens", [False, True])
+def test_aHandshakeThatIsRefusedIsNotMadeAgainForOthers(
+    caps: dict[str, Any], listens: bool
+) -> None:
+    bench = PoolBench()
+    refusal = message(b'{"jsonrpc":"2.0","id":0,"error":{"code":-32602,"message":"no"}}')
+    bench.server.failures.append(LinkFailed(Reason.BAD_ANSWER, "refused", refusal))
+    filter = {"notifications": {"toolsListChanged": True}}
+    method, params = ("subscriptions/listen", filter) if listens else ("tools/call", None)
+    bad = bench.ask(1, method, params, caps=caps, name="bad")
+    assert bad.reason == "bad_answer"
+    assert bench.ask(2, caps=caps, name="good").waits
+    assert json.loads(bench.link.hello.params)["clientInfo"]["name"] == "good"
+    bench.stop()
+
+
+def test_whoseCredentialsAreRefusedTakesNobodysRoom() -> None:
+    server = ScriptedServer(result=RESULT, http=True, forward_authorization=True)
+    bench = PoolBench(server, limits=Limits(max_pooled_total=2))
+    bench.ask(1, headers=((b"authorization", b"good"),))
+    link = bench.link
+    link.accept(link.last("notifications/initialized"))
+    link.reply(link.last("tools/call"), OK)
+    for id in range(2, 5):
+        bench.server.failNext(Reason.BAD_ANSWER, "refused", status=401)
+        guess = b"bad %d" % id
+        assert bench.ask(id, headers=((b"authorization", guess),)).reason == "bad_answer"
+    assert link.alive and not bench.bounds()
+    bench.stop()
+
+
 def test_policyIsTheRelays() -> None:
     class NoTools:
         def allows(
@@ -544,6 +596,15 @@ def test_aSharedSessionLogsAtTheLowestLevel() -> None:
                 bench.link.reply(sent)
     levels = [sent.message.paramText("level") for sent in bench.link.of("logging/setLevel")]
     assert levels == ["error", "debug"]
+    bench.stop()
+
+
+def test_aServerThatDoesNotAnswerToALevelHoldsUpNobodyElse() -> None:
+    bench = PoolBench()
+    asks = bench.ask(1, level="debug")
+    silent = bench.ask(2)
+    bench.link.reply(bench.link.last("tools/call"), OK)
+    assert silent.result and asks.waits
     bench.stop()
 
 
@@ -1168,6 +1229,32 @@ def test_aSessionThatIsLostForGoodIsReplaced() -> None:
     bench.stop()
 
 
+@pytest.mark.parametrize("callFirst", [False, True])
+def test_aSessionThatIsLostForGoodToACallIsReplacedForWhoListens(callFirst: bool) -> None:
+    bench = PoolBench()
+    stream = listen(bench, toolsListChanged=True)
+    bench.server.failNext()
+    bench.link.lose()
+    bench.turn()
+    bench.server.handshakeHeld = True
+    if callFirst:
+        call = bench.ask(2)
+    bench.turn(60)
+    if not callFirst:
+        call = bench.ask(2)
+    bench.server.result = NARROW.replace(b'"tools":{}', b'"tools":{"listChanged":true}')
+    bench.server.handshakeHeld = False
+    bench.server.finishHandshake()
+    bench.turn()
+    bench.links[-1].reply(bench.links[-1].last("tools/call"), OK)
+    assert call.result and stream.heard[1]["method"] == "notifications/tools/list_changed"
+    # It is kept for who listens.
+    bench.turn(301)
+    bench.link.push(TOOLS)
+    assert len(stream.heard) == 3
+    bench.stop()
+
+
 def test_aServerThatCanNoLongerHonourAListenEndsIt() -> None:
     bench = PoolBench()
     stream = listen(bench, resourceSubscriptions=["a:b"])
@@ -1187,6 +1274,7 @@ def test_aServerThatCanNoLongerHonourAListenEndsIt() -> None:
         {"toolsListChanged": 1},
         {"resourceSubscriptions": "a:b"},
         {"resourceSubscriptions": [1]},
+        {"resourceSubscriptions": ["\ud800"]},
     ],
 )
 def test_aFilterThatIsNone(wanted: Any) -> None:

@@ -709,6 +709,28 @@ def test_a_denied_call_fails_and_a_denied_note_is_dropped() -> None:
     bench.end()
 
 
+def test_a_policy_is_asked_for_what_the_server_would_read() -> None:
+    policy = Denying({"rm", "file:///etc"})
+    bench = Bench(policy=policy).opened()
+    before = len(bench.server.newest.sent)
+    for method, params in (
+        ("resources/read", '{"name":"ls","uri":"file:///etc"}'),
+        ("resources/subscribe", '{"uri":"file:///etc","name":"ls"}'),
+        ("resources/read", '{"uri":"file:///etc","uri":"file:///tmp"}'),
+        ("resources/read", '{"uri":"file:///tmp","u\\u0072i":"file:///etc"}'),
+        ("tools/call", '{"name":"rm","name":"ls"}'),
+        ("tools/call", '{"uri":"ls","name":"rm"}'),
+        ("prompts/get", '{"name":"rm","uri":"ls"}'),
+    ):
+        assert bench.ask(1, method, params).reason == "forbidden", params
+    assert len(bench.server.newest.sent) == before
+    bench.ask(1, "tools/call", "[1]")
+    assert policy.asked[-1] == (Direction.TO_SERVER, "tools/call", "")
+    bench.ask(2, "tools/call", '{"name":"ls","uri":"file:///etc"}')
+    assert policy.asked[-1] == (Direction.TO_SERVER, "tools/call", "ls")
+    bench.end()
+
+
 def test_what_a_policy_denies_the_server_is_told_to_it() -> None:
     policy = Denying({"sampling/createMessage", "notifications/message", "ls"})
     bench = Bench(policy=policy).opened()

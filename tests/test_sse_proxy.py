@@ -323,6 +323,25 @@ async def test_acceptance_81_twoClientsNeverCross(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_oneConnectionMaySpeakForManySessions(start: Start) -> None:
+    """As that of a proxy does: whose a message is, only its own head says."""
+    server = AnsweringServer("one")
+    stack = await start({"one": server})
+    talks = []
+    for _ in range(3):
+        one = Talk(stack, server, *(await stack.openSSE(b"/sse")))
+        await one.greet()
+        talks.append(one)
+    connection = await stack.connect()
+    for number in range(18):
+        one = talks[number % (2 if number < 12 else 3)]
+        connection.send(stack.request(b"POST", one.endpoint, rpc("ping", f"{number:02}")))
+        answer = await connection.response()
+        assert (answer.status, answer.body) == (202, b"")
+        assert (await one.message())["id"] == f"{number:02}"
+
+
+@pytest_twisted.ensureDeferred
 async def test_anEndedSessionEndsItsStream(start: Start) -> None:
     it = await talk(start)
     it.server.answers = False

@@ -75,6 +75,18 @@ LEVELS = {
 """The log levels (RFC 5424), the most verbose first."""
 
 
+_NAMES = ("name", "title", "version")
+"""What of a client's description a server is told."""
+
+
+_LONGEST = 1024
+"""The longest of these, in bytes as spelled; they are kept with a session, and sent to children."""
+
+
+def _isName(value: Raw | None) -> bool:
+    return value is not None and len(bytes(value)) <= _LONGEST and text(bytes(value)) is not None
+
+
 def isServed(method: str) -> bool:
     """Whether a request of this method may reach a legacy server: the modern era has it still."""
     return method not in _REMOVED and not method.startswith("tasks/")
@@ -82,20 +94,21 @@ def isServed(method: str) -> bool:
 
 def helloFor(request: Message, declared: Declared) -> bytes:
     """
-    The `params` of an `initialize` for who sent this modern request: its client's name as spelled,
-    or the gateway's own, and what it lets a server ask.
+    The `params` of an `initialize` for who sent this modern request: its client's name, title and
+    version as spelled, or the gateway's own, and what it lets a server ask.
+
+    The session may serve other clients of the same caller: what else a client says of itself is
+    left out, for a server could refuse the handshake for it.
     """
-    info = request.meta(CLIENT_INFO)
-    named = members(info)
-    if info is None or not all(
-        text(bytes(named.get(name, b"0"))) is not None for name in ("name", "version")
-    ):
-        info = _encode({"name": "mcp-gateway", "version": gateway.__version__})
+    named = members(request.meta(CLIENT_INFO))
+    info: dict[str, object] = {name: named[name] for name in _NAMES if _isName(named.get(name))}
+    if "name" not in info or "version" not in info:
+        info = {"name": "mcp-gateway", "version": gateway.__version__}
     return _encode(
         {
             "protocolVersion": LEGACY[0],
             "capabilities": declared.legacy(),
-            "clientInfo": Raw(info),
+            "clientInfo": info,
         }
     )
 

@@ -11,6 +11,7 @@ import msgspec
 from attrs import frozen
 from msgspec import Raw
 
+from gateway.bridge.spelling import items
 from gateway.wire.envelope import RESPONSE, Message, members, quote, text
 from gateway.wire.modern import CLIENT_CAPABILITIES
 from gateway.wire.strictjson import withMember, withoutMember
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 _encode = msgspec.json.encode
-_decodeItems = msgspec.json.Decoder(list[Raw]).decode
 
 _PARTS = {"elicitation": ("form", "url"), "sampling": ("context", "tools")}
 """What of a capability changes what a server may ask."""
@@ -163,12 +163,8 @@ def urlRequests(error: Raw | None) -> list[tuple[str, bytes]]:
     The values of `inputRequests`, each with its key, for the error -32042 of MCP 2025-11-25: the
     elicitations in its `data`.
     """
-    listed = members(members(error).get("data")).get("elicitations")
-    if listed is None or bytes(listed)[:1] != b"[":
-        return []
     found: list[tuple[str, bytes]] = []
-    for item in _decodeItems(bytes(listed)):
-        params = bytes(item)
+    for params in items(members(members(error).get("data")).get("elicitations")):
         if params[:1] == b"{" and text(bytes(members(params).get("mode", b"null"))) == "url":
             asked = {"method": "elicitation/create", "params": Raw(_asked(params))}
             found.append((f"url-{len(found) + 1}", _encode(asked)))

@@ -11,7 +11,8 @@ Pure. Theory of operation:
     and is dropped where the new one tells the same: nothing is missed, and nothing comes twice.
  3. `resources/subscribe` is answered when a stream with that resource is acknowledged, so that
     what changes after the answer is told. It is refused where the server would not listen, or
-    left the resource out of what it acknowledged.
+    left the resource out of what it acknowledged. What a later stream is acknowledged without is
+    not asked for again, unless the client subscribes again.
  4. A stream that ends by itself is opened again after a back-off. What the client may have missed
     meanwhile it is told then: that the lists changed, and the resources.
  5. A server that knows no `subscriptions/listen` (-32601) is asked no more.
@@ -245,6 +246,9 @@ class Listening:
                 None, -32602, "The server takes no subscription to this resource"
             )
             effects += self._answer(left, refusal)
+            for uri in left:
+                # Also where nobody waits any more: it would be asked for again at once, for ever.
+                self._uris.pop(uri, None)
             stream.uris = tuple(uri for uri in stream.uris if uri in taken)
         effects += self._answer(stream.uris)
         if self._missed:

@@ -6,7 +6,8 @@ proxy's, an Exchange is made and goes straight to the proxy, while the body stil
 path goes through a twisted.web Request to the Site's resources (`gateway.doors.channel`).
 
  1. Answers go out in the order of the requests: one request is served at a time, and what a client
-    sends ahead waits, at most one read of it, unparsed; meanwhile its connection is not read.
+    sends ahead waits, at most one read of it, unparsed; meanwhile its connection is not read, and
+    its end is looked for (rules 5 and 8).
  2. A request that was answered before its body was read is drained where the rest is small, and
     its connection is closed otherwise. Nothing in such a body is ever taken for a request.
  3. After a malformed request nothing more is read: it is answered, and the connection closed, with
@@ -24,6 +25,7 @@ path goes through a twisted.web Request to the Site's resources (`gateway.doors.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from enum import Enum
 from operator import methodcaller
@@ -71,6 +73,8 @@ TURN = 16
 SPARE = 16
 """Connections over what there is room for that are told so; what comes on top of them is cut."""
 
+# Linux alone tells of a peer's end without reading up to it.
+_ENDED = getattr(select, "POLLRDHUP", 0)
 _NO_HEAD = RequestHead(b"", b"", b"", ())
 _NEVER = float("inf")
 _STOPPED = RequestReader(cast(RequestOwner, None), RequestBounds())
@@ -149,7 +153,7 @@ class Connection(Protocol):
         self._running = self._again = self._paused = False
         self._going: IDelayedCall | None = None
         self._peer, self._port = "", 0
-        self._fields: HeaderPairs | None = None
+        self._line: RequestLine | None = None
         self._serve = _unserved
         self._head = _NO_HEAD
         self._found: Any = None
@@ -279,12 +283,13 @@ class Connection(Protocol):
         self._memo = exchange.found
         if line.method != b"POST":
             return False
-        self._fields, self._head, self._serve = fields, head, serve
+        self._line, self._head, self._serve = line, head, serve
         self._found = exchange.found
         return True
 
     def requestReceived(self, line: RequestLine, fields: HeaderPairs, body: bytes) -> None:
-        if fields is not self._fields:
+        # By its line: what heads have in common but for their session may be one and the same.
+        if line is not self._line:
             self.headReceived(line, fields)
             self.bodyReceived(body)
             self.requestEnded()
@@ -441,6 +446,9 @@ class Connection(Protocol):
     def look(self, now: float) -> None:
         """Some time has passed."""
         phase = self._phase
+        if self._paused and phase is _ANSWER and self._leftUnread():
+            self.cut()
+            return
         if now < self._due:
             # A proxy looks after its own streams.
             own = isinstance(self._serving, RequestChannel) and self._due == _NEVER
@@ -472,6 +480,16 @@ class Connection(Protocol):
             if self.out.blocked:
                 self._listener.bounded("reader_blocked")
             self.cut()
+
+    def _leftUnread(self) -> bool:
+        """Whether the peer ended its side, where nobody reads what would tell."""
+        fileno = getattr(self.transport, "fileno", None)
+        number = -1 if fileno is None or not _ENDED else fileno()
+        if number < 0:
+            return False
+        poll = select.poll()
+        poll.register(number, _ENDED)
+        return bool(poll.poll(0))
 
     def _slow(self, now: float) -> str:
         """The limit that a body which still comes is over, if any."""

@@ -111,9 +111,9 @@ class Limits:
         "the oldest is not repeated to a server that came back; `overloaded` on a shared server",
     )
     max_pooled_sessions: int = _bound(
-        8,
+        32,
         "sessions of one modern caller with one legacy server",
-        "the call waits for its turn; where all wait for input, the longest waiting is cancelled",
+        "the call waits for its turn",
     )
     max_pooled_total: int = _bound(
         256,
@@ -128,6 +128,11 @@ class Limits:
         256,
         "modern calls per server that wait for input of their clients",
         "-32603 to the server's question",
+    )
+    parked_beside: float = _bound(
+        30.0,
+        "seconds a call waits for its client while all sessions of its caller do and others wait",
+        "the longest waiting is cancelled, and its retry refused -32602",
     )
     ask_wait: float = _bound(
         0.05,

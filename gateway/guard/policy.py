@@ -7,8 +7,10 @@ from enum import Enum
 from zope.interface import Interface, implementer
 
 from gateway.wire.context import CallContext
+from gateway.wire.envelope import Message, NotJSON
+from gateway.wire.strictjson import fieldsOf
 
-__all__ = ["AllowAll", "Direction", "IPolicy"]
+__all__ = ["AllowAll", "Direction", "IPolicy", "permits"]
 
 
 class Direction(Enum):
@@ -28,7 +30,8 @@ class IPolicy(Interface):
         """
         Whether a message may pass.
 
-        name: `params.name` or `params.uri`, "" without either.
+        name: `params.uri` of what is about a resource; else `params.name`, or `params.uri`; ""
+            without.
         A refused call fails with `forbidden`, a refused notification is dropped and counted.
         """
 
@@ -42,3 +45,20 @@ class AllowAll:
 
     def allows(self, direction: Direction, method: str, name: str, context: CallContext) -> bool:
         return True
+
+
+def permits(policy: IPolicy, direction: Direction, message: Message, context: CallContext) -> bool:
+    """
+    Whether a policy lets a message pass.
+
+    What names its tool or resource twice does not: its receiver may read the other one.
+    """
+    params = message.fields.get("params")
+    if params is not None and bytes(params)[:1] == b"{":
+        try:
+            fieldsOf(bytes(params))
+        except NotJSON:
+            return False
+    names = ("uri", "name") if "resources/" in message.method else ("name", "uri")
+    name = message.paramText(names[0]) or message.paramText(names[1]) or ""
+    return policy.allows(direction, message.method, name, context)

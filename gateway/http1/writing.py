@@ -2,7 +2,7 @@
 Heads of answers and chunks of bodies, as bytes (RFC 9112 sections 4 and 7.1).
 
 A head is made of cached parts: what the status and the fields say is the same for most answers, and
-the date for all of a second.
+the date for all of a second. What is long is not kept: it comes from a server, and once only.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ _SESSION = b"mcp-session-id"
 _BREAKS = bytes.maketrans(b"\r\n\x00", b"   ")
 _now = time.time
 _dated: tuple[int, bytes] = (0, b"")
+_LONGEST = 1024
+"""Bytes of fields that are kept."""
+
+
+class _TooLong(Exception):
+    """Fields that are not kept; the argument holds them."""
 
 
 def encodeHead(status: int, headers: HeaderPairs, framing: bytes = b"") -> bytes:
@@ -71,14 +77,21 @@ def chunk(data: bytes) -> bytes:
 def _fields(status: int, headers: HeaderPairs) -> bytes:
     if headers and headers[-1][0] == _SESSION:
         # Each id is written once: what else the answer says is the same for all.
-        return _common(status, headers[:-1]) + _line(*headers[-1])
-    return _common(status, headers)
+        return _fields(status, headers[:-1]) + _line(*headers[-1])
+    try:
+        return _common(status, headers)
+    except _TooLong as tooLong:
+        written: bytes = tooLong.args[0]
+        return written
 
 
 @lru_cache(maxsize=256)
 def _common(status: int, headers: HeaderPairs) -> bytes:
     line = b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Unknown"))
-    return line + b"".join([_line(name, value) for name, value in headers])
+    written = line + b"".join([_line(name, value) for name, value in headers])
+    if len(written) > _LONGEST:
+        raise _TooLong(written)
+    return written
 
 
 def _line(name: bytes, value: bytes) -> bytes:

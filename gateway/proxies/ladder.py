@@ -140,7 +140,8 @@ class Found:
         The same of a head that differs in nothing but the session it names, and perhaps its client.
         """
         context, entrance = self.context, self.entrance
-        if context.peer != head.peer:
+        # Where a header tells callers apart, that may be the one the session is named in.
+        if context.peer != head.peer or context.caller:
             return None
         sessions = _sessions(head, entrance)
         return Found(

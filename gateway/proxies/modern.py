@@ -25,7 +25,7 @@ from functools import partial
 from attrs import define, field
 from twisted.python.failure import Failure
 
-from gateway.guard.policy import AllowAll, Direction
+from gateway.guard.policy import AllowAll, Direction, permits
 from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
@@ -49,7 +49,6 @@ from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
 from gateway.wire.refusals import Reason, Refusal
 from gateway.wire.revisions import MODERN, VERSION_CLAIM
-from gateway.wire.strictjson import NotJSON, fieldsOf
 
 __all__ = ["ModernEndpoint"]
 
@@ -129,7 +128,9 @@ class ModernEndpoint:
             account = self.shared.load.accountOf(context.principal)
             self._fail(admitted, *self.shared.load.refused(account, self.server.name))
             self.shared.load.forget(context.principal)
-        elif self._judges and not self._allows(message, context):
+        elif self._judges and not permits(
+            self.shared.policy, Direction.TO_SERVER, message, context
+        ):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
         elif self._eras is None:
             self._found(admitted, False)
@@ -157,16 +158,6 @@ class ModernEndpoint:
             load.total.calls -= 1
             load.accountOf(principal).calls -= 1
             load.forget(principal)
-
-    def _allows(self, message: Message, context: CallContext) -> bool:
-        """Rung 3. What names its tool twice names to the server perhaps the other one."""
-        params = message.fields.get("params")
-        try:
-            fieldsOf(bytes(params) if params is not None else b"{}")
-        except NotJSON:
-            return False
-        name = message.paramText("name") or message.paramText("uri") or ""
-        return self.shared.policy.allows(Direction.TO_SERVER, message.method, name, context)
 
     def _find(self, admitted: Admitted, eras: EraServer) -> None:
         """The server's era takes time to find: whoever leaves meanwhile climbs no further."""

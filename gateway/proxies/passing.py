@@ -72,10 +72,20 @@ _OURS = frozenset(
         b"clear-site-data",
         b"content-location",
         b"location",
+        b"nel",
+        b"report-to",
+        b"reporting-endpoints",
         b"strict-transport-security",
+        # What a web server in front of the gateway would obey, and give out a file of its own.
+        b"x-litespeed-location",
+        b"x-lighttpd-send-file",
+        b"x-lighttpd-send-tempfile",
+        b"x-sendfile",
     }
 )
-_OUR_FAMILIES = (b"access-control-", b"proxy-")
+_OUR_FAMILIES = (b"access-control-", b"proxy-", b"x-accel-")
+_ALLOWED = b"x-accel-buffering"
+"""Of `_OUR_FAMILIES`, what a server says of its own stream."""
 
 _BLANK = (b"\n\n", b"\r\r", b"\n\r\n")
 """What an event ends with."""
@@ -116,7 +126,9 @@ def fieldsBack(pairs: Iterable[tuple[bytes, bytes]]) -> HeaderPairs:
     return tuple(
         (name, value)
         for name, value in pairs
-        if name not in _OURS and name not in nominated and not name.startswith(_OUR_FAMILIES)
+        if name not in _OURS
+        and name not in nominated
+        and (name == _ALLOWED or not name.startswith(_OUR_FAMILIES))
     )
 
 

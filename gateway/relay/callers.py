@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.guard.limits import Limits
-from gateway.links.interfaces import IServer
+from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.listens import Listens
 from gateway.relay.parked import ModernCall
@@ -35,6 +35,9 @@ __all__ = ["Caller", "Callers"]
 _log = Logger()
 
 _NEVER = float("inf")
+
+_CREDENTIALS_REFUSED = (401, 403)
+"""The HTTP statuses by which a server refuses who asks, not to work."""
 
 
 @define(eq=False)
@@ -269,6 +272,16 @@ class Callers:
         closed = Deferred.fromCoroutine(pooled.relay.dismiss(reason))
         self._closes(closed)
         self._ended(pooled)
+
+    def refused(self, pooled: Pooled, failed: LinkFailed) -> None:
+        """
+        A handshake failed. If the server itself refused the first one of a session, that may be
+        due to what one client says of itself, or to its credentials: nothing is kept of it, and
+        the next call makes a session anew.
+        """
+        itself = failed.answer is not None or failed.status in _CREDENTIALS_REFUSED
+        if itself and not pooled.result and pooled in self._sessions:
+            self.end(pooled)
 
     def _closes(self, closed: Deferred[None]) -> None:
         self.closing.append(closed)

@@ -143,6 +143,8 @@ class Listening:
         error = failure.value
         if isinstance(error, SessionOver):
             pooled.relay.over()
+        elif isinstance(error, LinkFailed):
+            self.callers.refused(pooled, error)
         if self._replies.get(reply) is not audience:
             return
         self._over(reply, audience)
@@ -252,10 +254,14 @@ class Listening:
         if isinstance(error, SessionOver):
             # Another server: the end of this session makes another.
             pooled.relay.over()
+        if audience.home is not pooled:
+            # It ended while it was waited for.
+            if audience.wanted:
+                self._revive(audience)
             return
         if not isinstance(error, LinkFailed):
             _log.failure("a handshake broke", failure)
-        if audience.home is pooled and audience.wanted and not self._stopped:
+        if audience.wanted and not self._stopped:
             audience.attempts += 1
             delay = jittered(backOff(self.limits, audience.attempts))
             if isinstance(error, LinkFailed):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterable
 
 import msgspec
 from attrs import define, field
-from msgspec import Raw
 
 from gateway.bridge.asmodern import listenEnded, tagged
+from gateway.bridge.spelling import items
 from gateway.guard.limits import Limits
 from gateway.relay.pooled import LIST_CHANGES, UPDATED, Pooled
 from gateway.relay.replies import Replies, Reply
@@ -20,7 +20,6 @@ from gateway.wire.envelope import Message, members, notification, quote, text
 
 __all__ = ["BadFilter", "Filter", "Listens", "filterOf"]
 
-_decodeItems = msgspec.json.Decoder(list[Raw]).decode
 _encode = msgspec.json.encode
 
 _LONGEST = 8192
@@ -81,8 +80,8 @@ def filterOf(request: Message) -> Filter:
     if bytes(listed)[:1] != b"[":
         raise BadFilter("resourceSubscriptions must be an array")
     uris: dict[str, None] = {}
-    for item in _decodeItems(bytes(listed)):
-        uri = text(bytes(item))
+    for item in items(listed):
+        uri = text(item)
         if uri is None:
             raise BadFilter("resourceSubscriptions must hold strings")
         uris[uri] = None

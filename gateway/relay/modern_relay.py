@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.guard.policy import AllowAll, Direction, IPolicy
+from gateway.guard.policy import AllowAll, Direction, IPolicy, permits
 from gateway.links.interfaces import (
     EventMark,
     Health,
@@ -309,9 +309,8 @@ class ModernRelay:
             self.observer.observed(self.router.undeliverable())
 
     def _allows(self, message: Message, target: Target) -> bool:
-        name = message.paramText("name") or message.paramText("uri") or ""
         context = self.router.contextOf(target) or self._own
-        return self.policy.allows(Direction.TO_CLIENT, message.method, name, context)
+        return permits(self.policy, Direction.TO_CLIENT, message, context)
 
     def _answer(self, effect: Answer) -> None:
         call, message = effect.call, effect.message

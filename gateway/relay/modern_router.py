@@ -9,8 +9,9 @@ callers of a server share one child; what tells them apart is this:
     that id. The answer, its progress and, for `subscriptions/listen`, the subscription id in what
     is said to it get the client's spelling back. So nothing of one caller reaches another.
  2. A notification goes to the call it names: by its progress token, or by its subscription id.
-    `notifications/message` names none: it goes to a call only if that is the only running one that
-    asked for a log level. All else is dropped and counted: never to a stranger.
+    `notifications/message` names none: it goes to a call only if that is the only one that asked
+    for a log level and may run. One that was cancelled may run until its late answer comes, or its
+    time is over, for servers may ignore that. All else is dropped and counted: never to a stranger.
  3. A server has no requests, and cancels nothing but a `subscriptions/listen`, whose stream ends.
  4. A client that leaves has cancelled: the server hears so, its answer is dropped and counted.
  5. A call ends exactly once: by its answer, its deadline, its client, the loss of the link or the
@@ -79,6 +80,8 @@ class ModernRouter:
     soonest: float = field(default=_NEVER, init=False)
     _targets: dict[object, Call] = field(factory=dict, init=False)
     _logging: dict[Call, None] = field(factory=dict, init=False)
+    _mayLog: dict[bytes, float] = field(factory=dict, init=False)
+    """The calls that were cancelled and asked for a log level: until when they may run."""
     _lastID: int = field(default=0, init=False)
 
     @property
@@ -143,8 +146,16 @@ class ModernRouter:
         call = self._targets.get(target)
         if call is None:
             return []
-        self._end(call)
+        self._left(call, call.deadline)
         return [*_cancelled(call), Forget(call)]
+
+    def _left(self, call: Call, until: float) -> None:
+        """It ends, but may run on at the server."""
+        if call in self._logging and call.via is not None and until < _NEVER:
+            self._mayLog[call.upstream] = until
+            if len(self._mayLog) > self.limits.max_modern_calls:
+                del self._mayLog[next(iter(self._mayLog))]
+        self._end(call)
 
     # From the server.
 
@@ -159,7 +170,7 @@ class ModernRouter:
         if message.method == "notifications/cancelled":
             return self._cancelledByServer(message)
         if message.method == "notifications/message":
-            return self._logged(message)
+            return self._logged(message, now)
         subscription = message.meta(SUBSCRIPTION_ID)
         call = self.calls.get(subscription or b"")
         if call is None or call.request.method != LISTEN:
@@ -170,6 +181,7 @@ class ModernRouter:
         assert message.id is not None
         call = self.calls.get(message.id)
         if call is None:
+            self._mayLog.pop(message.id, None)
             known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
             return [self._dropped("late_answer" if known else "unknown_id")]
         self._end(call)
@@ -195,9 +207,10 @@ class ModernRouter:
         self._end(call)
         return [Forget(call), Ended(call)]
 
-    def _logged(self, message: Message) -> list[ModernEffect]:
-        if len(self._logging) != 1:
+    def _logged(self, message: Message, now: float) -> list[ModernEffect]:
+        if len(self._logging) != 1 or any(until > now for until in self._mayLog.values()):
             return [self._dropped("unowned_log")]
+        self._mayLog.clear()
         (call,) = self._logging
         return [Deliver(message, call.target)]
 
@@ -225,6 +238,7 @@ class ModernRouter:
         """
         effects: list[ModernEffect] = []
         again: list[ModernEffect] = []
+        self._mayLog.clear()
         for call in [one for one in self.calls.values() if one.via is not None]:
             if self.replays.mayRepeat(call, reason, now):
                 again += self._repeat(call, reason)
@@ -260,7 +274,7 @@ class ModernRouter:
         effects: list[ModernEffect] = []
         for call in list(self.calls.values()):
             if min(call.deadline, call.cap) <= now:
-                self._end(call)
+                self._left(call, call.cap)
                 effects += [*_cancelled(call, b'"timeout"'), Forget(call)]
                 why = "the server did not answer in time"
                 effects.append(_failed(call, Reason.TIMEOUT, why))

@@ -238,15 +238,26 @@ class LegacyPool:
             why = "too many calls wait for a session with the server"
             self.ended(call, callFailed(call.id, Reason.OVERLOADED, why))
         elif call.stage is Stage.WAITING:
-            self.arm(call.due)
-            self._makeRoom(caller)
+            self.arm(min(call.due, self._makeRoom(caller)))
 
-    def _makeRoom(self, caller: Caller) -> None:
-        """Where nobody answers what a caller's calls ask, the oldest must not hold up the rest."""
+    def _makeRoom(self, caller: Caller) -> float:
+        """
+        Where nobody answers what a caller's calls ask, the oldest must not hold up the rest: it is
+        given up once it was parked for `parked_beside`.
+
+        Returns: when to look again.
+        """
         held = [call for pooled in caller.audience.sessions for call in pooled.calls]
         parked = [call for call in self._parked.values() if call in held]
-        if parked and len(parked) == len(held):
-            self._giveUp(parked[0], "The client asks for something else")
+        if not parked or len(parked) < len(held):
+            return _NEVER
+        limits = self.limits
+        due = parked[0].until - limits.parked_for + limits.parked_beside
+        if due > self.clock.seconds():
+            return due
+        self.bound("parked_beside")
+        self._giveUp(parked[0], "The client asks for something else")
+        return _NEVER
 
     def _giveUp(self, call: ModernCall, why: str) -> None:
         """A parked call waits for its client no longer."""
@@ -288,6 +299,8 @@ class LegacyPool:
         elif not isinstance(error, LinkFailed):
             _log.failure("a handshake broke", failure)
             error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
+        else:
+            self._callers.refused(pooled, error)
         if call.pooled is not pooled or call.stage is not Stage.OPENING:
             return
         if isinstance(error, LinkFailed):
@@ -304,7 +317,7 @@ class LegacyPool:
             self.ended(call, discovered(call.id, pooled.result))
             return
         self._opening[call] = None
-        pooled.levelled(call.context, lambda: self._send(call, pooled))
+        pooled.levelled(call, call.context, lambda: self._send(call, pooled))
         if call.stage is Stage.OPENING:
             self.arm(call.due)
 
@@ -381,6 +394,8 @@ class LegacyPool:
         state = self._states.seal(Named(call.name, call.round), binding, call.until)
         self._parked[call.name] = call
         self.arm(call.until)
+        if self._callers.waiting:
+            self.arm(call.until - self.limits.parked_for + self.limits.parked_beside)
         call.reply = None
         self._calls.pop(reply, None)
         assert call.pooled is not None
@@ -458,6 +473,7 @@ class LegacyPool:
         for call in [call for call in self._parked.values() if call.until <= now]:
             self.bound("parked_for")
             self._giveUp(call, "The client did not answer in time")
-        waits = [call.due for call in (*self._callers.waiting, *self._opening)]
+        waits = [self._makeRoom(caller) for caller in set(self._callers.waiting.values())]
+        waits += [call.due for call in (*self._callers.waiting, *self._opening)]
         waits += [call.until for call in self._parked.values()]
         self.arm(min(self._callers.endIdle(), *waits, _NEVER))

@@ -228,9 +228,10 @@ class Pooled:
             lambda failure: _log.failure("while a pooled session spoke", failure),
         )
 
-    def levelled(self, context: CallContext, then: Callable[[], None]) -> None:
+    def levelled(self, call: PooledCall, context: CallContext, then: Callable[[], None]) -> None:
         """
-        Call `then` once the server logs at the lowest level that a call here asks for.
+        Call `then` once the server logs at the lowest level that a call here asks for, and at once
+        for a call that asks for none.
         """
         ranks = [call.level for call in self.calls if call.level is not None]
         if ranks and self.declares("logging"):
@@ -240,7 +241,7 @@ class Pooled:
                 self._levelling += 1
                 message = request("logging/setLevel", level=quote(_NAMES[lowest]))
                 self._errand(message, context, self._levelSet)
-            if self._levelling:
+            if self._levelling and call.level is not None:
                 self._levelled.append(then)
                 return
         then()

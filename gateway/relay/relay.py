@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
-from gateway.guard.policy import AllowAll, Direction, IPolicy
+from gateway.guard.policy import AllowAll, Direction, IPolicy, permits
 from gateway.links.interfaces import (
     EventMark,
     Hello,
@@ -357,8 +357,7 @@ class Relay:
                     call.via.cancel(call)
 
     def _allows(self, direction: Direction, message: Message, context: CallContext) -> bool:
-        name = message.paramText("name") or message.paramText("uri") or ""
-        return self.policy.allows(direction, message.method, name, context)
+        return permits(self.policy, direction, message, context)
 
     # A stream's watch.
 

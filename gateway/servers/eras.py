@@ -12,6 +12,9 @@ It stands before the configured server. A legacy client's link is made so:
     known. A server that knows both had its reasons: the client gets its error.
  5. A verdict that fails is dropped and found anew; so not more often than every DOUBT_WAIT.
 
+What all are told of a server never rests on a request of one client's alone, whose header or
+parameters may be what was refused: the gateway asks in its own name, too.
+
 To find out whether a server is modern takes a link of the modern era; who needs one next gets it.
 """
 
@@ -192,9 +195,10 @@ class EraServer:
             if error.reason is not Reason.BAD_ANSWER or _saysNothing(error):
                 return False
             raise
-        legacy = not refusal and await self._speaksLegacy(context)
-        self._found(None, legacy=legacy)
-        return not legacy
+        legacy = await self._speaksLegacy(context)
+        if legacy is not None:
+            self._found(None, legacy=legacy)
+        return legacy is False
 
     def _couldBeModern(self, failed: LinkFailed) -> bool:
         if failed.retryAfter or _saysNothing(failed):
@@ -203,15 +207,32 @@ class EraServer:
             return True
         return failed.reason in _NO_ANSWER and not isinstance(self.settings, HTTPSettings)
 
-    async def _speaksLegacy(self, context: CallContext) -> bool:
-        """Whether a modern server answers an `initialize` of ours: then a client's was at fault."""
-        listener = Handover(self.name, self.observer)
-        try:
-            link = await self.inner.link(ownHello(LEGACY[0]), listener, context)
-        except LinkFailed:
-            return False
-        _closed(link)
-        return True
+    async def _speaksLegacy(self, context: CallContext) -> bool | None:
+        """
+        Whether a modern server answers an `initialize` of ours: then a client's was at fault. None
+        where that could not be found out.
+        """
+        for asking in self._askings(context):
+            listener = Handover(self.name, self.observer)
+            try:
+                link = await self.inner.link(ownHello(LEGACY[0]), listener, asking)
+            except LinkFailed as failed:
+                if self._couldBeModern(failed):
+                    return False
+            else:
+                _closed(link)
+                return True
+        return None
+
+    def _askings(self, context: CallContext) -> list[CallContext]:
+        """
+        In which contexts to ask for what everybody is told: first in one of nobody, since a client
+        could bring a header for which a server refuses it whatever it speaks; then in the client's,
+        whose credentials may be needed for an answer.
+        """
+        bare = CallContext(self.name)
+        http = isinstance(self.settings, HTTPSettings)
+        return [bare, context] if http and context.headers else [bare]
 
     # Modern clients.
 
@@ -228,10 +249,30 @@ class EraServer:
             link = await self.inner.modernLink(listener, context)
         except NotModern as failed:
             firm = failed.reason not in _NO_ANSWER or self.verdict.legacy is True
+            if self._set is None and len(self._askings(context)) > 1:
+                told = await self._speaksModern()
+                if told:
+                    why = "the server refused what its client sent"
+                    raise LinkFailed(failed.reason, why, failed.answer, failed.status) from failed
+                firm = firm and (told is False or failed.answer is not None)
             self._found(failed.answer, modern=False, firm=firm)
             raise
         self._found(link.answer, modern=True)
         return link
+
+    async def _speaksModern(self) -> bool | None:
+        """Whether an HTTP server is modern to one who sends no header; None: it does not say."""
+        try:
+            link = await self.inner.modernLink(
+                Handover(self.name, self.observer), CallContext(self.name)
+            )
+        except NotModern:
+            return False
+        except LinkFailed:
+            return None
+        self._found(link.answer, modern=True)
+        _closed(link)
+        return True
 
     def findModern(self, context: CallContext) -> Deferred[bool]:
         """
@@ -292,6 +333,11 @@ class EraServer:
             link = await self._modernLink(handover, context)
         except NotModern:
             return False
+        except LinkFailed:
+            if self.verdict.modern:
+                # Only who asked is refused; the server says by itself why.
+                return True
+            raise
         if self._draining or handover.over:
             _closed(link)
         else:
