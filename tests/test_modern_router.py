@@ -192,7 +192,7 @@ def test_whoWasLeftIsTakenToLogForAsLongAsItsCallWouldHaveRun() -> None:
     three, _ = ask(router, b"3", meta=LOG, now=16.0)
     assert dropped(router.fromServer(LATE_LOG, 25.0)) == ["unowned_log"]
     # Another child knows nothing of it.
-    router.lost(Reason.SERVER_EXITED, "gone")
+    router.lost(Reason.SERVER_EXITED, "gone", 0.0)
     assert three not in router.calls.values()
     four, _ = ask(router, b"4", meta=LOG, now=26.0)
     (told,) = router.fromServer(LATE_LOG, 26.0)
