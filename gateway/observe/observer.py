@@ -17,6 +17,7 @@ __all__ = [
     "CallStarted",
     "CircuitClosed",
     "CircuitOpened",
+    "ConfigurationReloaded",
     "EraFound",
     "Event",
     "IObserver",
@@ -25,6 +26,7 @@ __all__ = [
     "MessageDropped",
     "NoiseSkipped",
     "NullObserver",
+    "ReloadRefused",
     "RequestRefused",
     "SessionEnded",
     "SessionMissed",
@@ -66,7 +68,7 @@ class SessionRecovered(Event, frozen=True):
 
 
 class SessionEnded(Event, frozen=True):
-    """reason: deleted, idle, absolute, unused, lost, stream_closed, shutdown."""
+    """reason: deleted, idle, absolute, unused, lost, stream_closed, replaced, shutdown."""
 
     server: str
     tag: str
@@ -147,6 +149,21 @@ class EraFound(Event, frozen=True):
     server: str
     modern: bool | None
     legacy: bool | None
+
+
+class ConfigurationReloaded(Event, frozen=True):
+    """Another configuration is in force; the servers that it added, changed and removed."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+class ReloadRefused(Event, frozen=True):
+    """A configuration was not taken, and nothing changed; why: mistakes, draining, stopped."""
+
+    why: str
+    mistakes: int = 0
 
 
 class IObserver(Interface):

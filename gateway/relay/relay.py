@@ -50,7 +50,7 @@ from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.repeats import Repeats
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
-from gateway.relay.target import Target
+from gateway.relay.target import Stream, Target
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
 from gateway.settings import HTTPSettings
@@ -68,8 +68,12 @@ _NEVER = float("inf")
 _ENDINGS = {
     "lost": (Reason.SERVER_EXITED, "the session is lost"),
     "shutdown": (Reason.SHUTTING_DOWN, "the gateway is shutting down"),
+    "replaced": (Reason.SHUTTING_DOWN, "the server is being replaced"),
 }
 """What running calls are told when the session ends, by the reason of its end."""
+
+_RECEDES = ("shutdown", "replaced")
+"""The ends that are the gateway's own doing: clients shall come again, a little later."""
 
 
 @implementer(IKeptListener)
@@ -574,8 +578,11 @@ class Relay:
             if call.via is not None:
                 call.via.cancel(call)
             self._withdraw(call, reason)
-        for stream in self.readers.targets:
-            stream.close()  # type: ignore[attr-defined]
+        for target in self.readers.targets:
+            stream: Stream = target  # type: ignore[assignment]
+            if reason in _RECEDES:
+                stream.recede(self.limits.retry_after * 1000)
+            stream.close()
         self.sender.forget()
         self.closing = Deferred.fromCoroutine(self._keeper.close())
         self.closing.addErrback(lambda failure: _log.failure("while a link closed", failure))
