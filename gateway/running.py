@@ -165,10 +165,12 @@ class Running:
         self.app.mounts = {**leaving, **served}
         self.app.default = default
         routes = self.app.routes()
-        for listener in self._listeners():
+        for listener in self.listeners:
             listener.serve(routes)
 
-    def _listeners(self) -> list[Listener]:
+    @property
+    def listeners(self) -> list[Listener]:
+        """The listeners of its endpoints, and those that still have connections of closed ones."""
         self._closed = [listener for listener in self._closed if len(listener)]
         return [*(endpoint.listener for endpoint in self._endpoints), *self._closed]
 
@@ -337,7 +339,7 @@ class Running:
         shared, clock, limits = self.shared, self.shared.clock, self.limits
         self._draining = True
         until = clock.seconds() + limits.drain_grace
-        for listener in self._listeners():
+        for listener in self.listeners:
             listener.closing = True
         await gathered([endpoint.port.stopListening() for endpoint in self._endpoints])
         await self._settle()
@@ -355,7 +357,7 @@ class Running:
         reached = BoundReached("hang_up_wait")
         hangingUp = [
             listener.hangUp(limits.hang_up_wait, lambda: shared.observer.observed(reached))
-            for listener in self._listeners()
+            for listener in self.listeners
         ]
         await gathered(hangingUp)
         shared.pulse.stop()
@@ -364,7 +366,7 @@ class Running:
         """Wait for the first requests of connections that were accepted before the end."""
         clock = self.shared.clock
         until = clock.seconds() + FIRST
-        while clock.seconds() < until and any(one.unheard for one in self._listeners()):
+        while clock.seconds() < until and any(one.unheard for one in self.listeners):
             await deferLater(clock, LOOK)
 
 
