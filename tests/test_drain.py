@@ -21,13 +21,15 @@ from stdio_support import Observed, alive
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.error import ConnectionClosed, ConnectError
+from twisted.internet.error import ConnectError, ConnectionClosed
 from twisted.internet.task import deferLater
 
 from gateway.guard.limits import Limits
 from gateway.observe.observer import BoundReached
 from gateway.service import State
 from gateway.testing import MemoryGateway, ScriptedServer
+from gateway.testing.memory import Exchanged
+from gateway.testing.scripted import RESULT
 
 CALL = "tools/call"
 SCRIPT = [sys.executable, "-m", "gateway.tap"]
@@ -38,12 +40,22 @@ FAULTY = str(ROOT / "tests" / "faulty_server.py")
 # In memory.
 
 
+def answerOf(exchanged: Exchanged) -> Any:
+    """The answer, in whatever way it travelled."""
+    json = exchanged.header("content-type") == "application/json"
+    return exchanged.json() if json else exchanged.events()[-1]
+
+
 @pytest.mark.acceptance(108)
-def test_acceptance_108_calls_that_fit_are_answered_and_streams_say_when_to_come_again() -> None:
-    one, observed = ScriptedServer("one"), Observed()
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+def test_acceptance_108_calls_that_fit_are_answered_and_streams_say_when_to_come_again(
+    revision: str,
+) -> None:
+    result = RESULT.replace(b"2025-06-18", revision.encode())
+    one, observed = ScriptedServer("one", result=result), Observed()
     gateway = MemoryGateway([one], Limits(drain_grace=5.0), {"observer": observed})
     client = gateway.client("one")
-    client.initialize("2025-11-25")
+    client.initialize(revision)
     stream = client.get()
     link = one.newest
     fits, not_ = (client.post(client.request(id, CALL)) for id in (5, 6))
@@ -56,16 +68,16 @@ def test_acceptance_108_calls_that_fit_are_answered_and_streams_say_when_to_come
     assert client.post({"jsonrpc": "2.0", "method": "notifications/x"}).status == 202
     assert gateway.client("one").initialize().status == 503
     late = client.post(client.request(7, CALL))
-    assert late.events()[-1]["error"]["data"]["reason"] == "shutting_down"
+    assert answerOf(late)["error"]["data"]["reason"] == "shutting_down"
     first, _ = link.of(CALL)
     link.reply(first, b'{"is":1}')
-    assert fits.events()[-1]["result"] == {"is": 1}
+    assert answerOf(fits)["result"] == {"is": 1}
     gateway.clock.pump([0.1] * 48)
     assert not stream.ended and not stopped.called
     gateway.clock.pump([0.1] * 4)
-    (told,) = not_.events()
+    told = answerOf(not_)
     assert (told["id"], told["error"]["data"]["reason"]) == (6, "shutting_down")
-    assert stream.ended and stream.body.endswith(b"\n\nretry: 5000\n\n")
+    assert stream.ended and stream.body.endswith(b"retry: 5000\n\n")
     assert stopped.called and one.drained
     assert BoundReached("drain_grace") in observed.events
     assert not gateway.clock.getDelayedCalls()
@@ -280,7 +292,9 @@ async def test_acceptance_108_sigterm_answers_everybody_and_leaves_nobody(
         status = (await watch.response()).status
     assert status == 503
     with pytest.raises(ConnectError):
-        await gateway.connect()
+        # The kernel may have taken one or two before it hears that nobody listens.
+        while True:
+            (await gateway.connect()).close()
     watch.send(gateway.bytes(b"GET", b"/healthz"))
     assert (await watch.response()).status == 200
     answers = [answer for _, answer in await DeferredList(calls, fireOnOneErrback=True)]
@@ -300,19 +314,15 @@ async def test_acceptance_108_sigterm_answers_everybody_and_leaves_nobody(
 @pytest.mark.acceptance(108)
 @pytest.mark.parametrize("command", [SCRIPT, TWISTD], ids=["script", "twistd"])
 @pytest_twisted.ensureDeferred
-async def test_acceptance_108_a_second_signal_ends_it_now(
-    run: Run, command: Sequence[str]
-) -> None:
+async def test_acceptance_108_a_second_signal_ends_it_now(run: Run, command: Sequence[str]) -> None:
     gateway: Gateway = await run("--", sys.executable, FAULTY, command=command)
     session = await gateway.session()
     answer = await gateway.call(session, "self")
     pid = answer.json["result"]["structuredContent"]["pid"]
     hanging = ensureDeferred(gateway.call(session, "hang"))
     hanging.addErrback(lambda failure: failure.trap(ConnectionClosed))
-    watch = await gateway.connect()
+    await gateway.call(session, "echo")
     gateway.process.kill()
-    watch.send(gateway.bytes(b"GET", b"/readyz"))
-    assert (await watch.response()).status in (200, 503)
     await deferLater(reactor, 0.1)
     assert not gateway.process.ended.called
     gateway.process.kill()
@@ -446,7 +456,7 @@ _PARENT = """
 import os, socket, sys
 listening = socket.socket(fileno=int(sys.argv[1]))
 os.dup2(listening.fileno(), 3, inheritable=True)
-os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="x", LISTEN_PID=str(os.getpid()))
 os.execv(sys.executable, [sys.executable, "-m", "gateway.tap", *sys.argv[2:]])
 """
 """What systemd does between its fork and exec."""
@@ -524,6 +534,6 @@ async def test_acceptance_110_what_it_cannot_listen_on_ends_it_in_one_line(
 ) -> None:
     process = start([*command, "--allow-public", "--listen", listen])
     assert await process.ended == 1
-    said = (process.err + process.out).splitlines()
-    assert [line for line in said if line.startswith("mcp-gateway: cannot listen")]
-    assert "Traceback" not in process.err + process.out
+    said = process.err + process.out
+    assert said.count("mcp-gateway: cannot listen") == 1
+    assert "Traceback" not in said
