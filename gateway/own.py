@@ -1,8 +1,8 @@
 """
 A gateway that is its whole process: what the process is told for it, and what it hears of signals.
 
-SIGHUP has the configuration read again; without a file there is nothing to read, and it is said so.
-Twisted makes SIGTERM and SIGINT the end; the first drains, a second one ends the process at once:
+SIGHUP has the configuration read again; without a file there is nothing to read, and it is the end,
+as SIGTERM and SIGINT are. The first of these drains; a second one ends the process at once:
 children left then are the reaper's.
 
 Loads all of the gateway and of Twisted that a process needs; `gateway.tap` does that when it knows
@@ -29,11 +29,20 @@ from twisted.logger import Logger
 from gateway.banner import banner
 from gateway.config import Configuration, ConfigurationError, Problem
 from gateway.reloading import FileWatch, Reloading
-from gateway.service import GatewayService
+from gateway.service import GatewayService, State
 
 __all__ = ["ownService"]
 
 _log = Logger()
+
+
+class _CannotStart(SystemExit, Exception):
+    """
+    The end, in one line.
+
+    An Exception, too: who started a `twistd` that becomes a daemon would wait for ever to hear of
+    what is none.
+    """
 
 
 class _OwnService(GatewayService):
@@ -61,13 +70,13 @@ class _OwnService(GatewayService):
         try:
             super().privilegedStartService()
         except Exception as error:
-            raise SystemExit(f"mcp-gateway: {_cannotListen(error)}") from None
+            raise _CannotStart(f"mcp-gateway: {_cannotListen(error)}") from None
 
     def startService(self) -> None:
         try:
             super().startService()
         except Exception as error:
-            raise SystemExit(f"mcp-gateway: {_cannotListen(error)}") from None
+            raise _CannotStart(f"mcp-gateway: {_cannotListen(error)}") from None
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._asked))
         self._reactor.addSystemEventTrigger("before", "shutdown", _endAtOnce)
         if self._watch:
@@ -89,8 +98,9 @@ class _OwnService(GatewayService):
     def _asked(self) -> None:
         if self._reloading:
             self._reloading.ask()
-        else:
-            _log.warn("SIGHUP: there is no configuration file to read again")
+        elif self.state is State.READY:
+            # There is nothing to read again: the terminal hung up.
+            self._reactor.stop()
 
     def reload(self, configuration: Configuration) -> Deferred[None]:
         if configuration.encrypted and not self._encrypts:

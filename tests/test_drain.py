@@ -227,10 +227,15 @@ class Gateway:
 Run = Callable[..., Any]
 
 
-def configured(path: Path, *servers: str, **gateway: Any) -> None:
+def configured(path: Path, *servers: str, isolation: str = "session", **gateway: Any) -> None:
     """Write a configuration file, as a whole."""
     names = {
-        name: {"command": sys.executable, "args": [FAULTY], "default": index == 0}
+        name: {
+            "command": sys.executable,
+            "args": [FAULTY],
+            "default": index == 0,
+            "isolation": isolation,
+        }
         for index, name in enumerate(servers)
     }
     new = path.with_suffix(".new")
@@ -389,12 +394,10 @@ async def test_a_file_that_is_watched_is_read_again_by_itself(run: Run, tmp_path
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_a_file_sighup_is_no_end(run: Run) -> None:
+async def test_without_a_file_sighup_is_the_end_of_a_terminal(run: Run) -> None:
     gateway: Gateway = await run()
-    told = gateway.process.line("no configuration file to read again")
     gateway.process.kill(signal.SIGHUP)
-    await told
-    await gateway.session()
+    assert await gateway.process.ended == 0
 
 
 @pytest_twisted.ensureDeferred
@@ -517,6 +520,23 @@ async def test_acceptance_110_a_restart_under_socket_activation_refuses_nobody(
 
 
 _HANDED = 9
+
+
+@pytest.mark.acceptance(110)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_110_a_daemon_that_cannot_start_says_so_and_is_gone(
+    tmp_path: Path,
+) -> None:
+    files = (f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        listen = f"tcp:{port}:interface=127.0.0.1"
+        process = start([TWISTD[0], *files, "mcp-gateway", "--listen", listen], cwd=str(tmp_path))
+        assert await process.ended == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in process.err
+    assert "Traceback" not in process.err
 
 
 @pytest.mark.acceptance(110)
