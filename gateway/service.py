@@ -1,9 +1,8 @@
 """
 A gateway as a Twisted service: its servers, its one registry, its proxies and its listeners.
 
-States: stopped → starting → ready → draining → stopped. While it drains it takes no new session,
-lets running calls finish for `drain_grace` seconds, answers the rest, ends every session, and
-waits until no child and no connection is left.
+States: stopped → starting → ready → draining → stopped. While it is ready it may be given another
+configuration. How it does both is told in `gateway.running`.
 """
 
 # Twisted is annotated in part only.
@@ -11,53 +10,46 @@ waits until no child and no connection is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from attrs import define, field
+import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
-from gateway.app import GatewayApp, Mount
 from gateway.clock import MonotonicClock
-from gateway.config import Configuration
-from gateway.doors.listener import Listener
+from gateway.config import Configuration, ConfigurationError, Problem
 from gateway.doors.resource import Door, MountedDoor
-from gateway.doors.site import GatewaySite
 from gateway.guard.authentication import AnonymousAuthenticator, IAuthenticator
 from gateway.guard.hosts import HostGuard
+from gateway.guard.load import Stage
 from gateway.guard.memory import MemoryWatch, limitOfCgroup
 from gateway.guard.policy import AllowAll, IPolicy
 from gateway.links.interfaces import IServer, ITwoEraServer
 from gateway.links.process import Reaper
-from gateway.observe.observer import BoundReached, IObserver, NullObserver
-from gateway.proxies.endpoint import StreamableEndpoint
-from gateway.proxies.ladder import Ladder
+from gateway.observe.observer import (
+    ConfigurationReloaded,
+    IObserver,
+    NullObserver,
+    ReloadRefused,
+)
 from gateway.proxies.shared import Shared
-from gateway.proxies.sse import SSEProxy
-from gateway.proxies.streamable import StreamableProxy
-from gateway.proxies.transparent import TransparentProxy
+from gateway.running import Running
 from gateway.servers.eras import EraServer, Verdicts
 from gateway.servers.http import HTTPServer
 from gateway.servers.shared import SharedServer
 from gateway.servers.stdio import StdioServer
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
-from gateway.settings import HTTPSettings, ServerSettings, StdioSettings
-from gateway.wire.exchange import Serve
+from gateway.settings import ServerSettings, StdioSettings
 
 __all__ = ["GatewayService", "State"]
-
-_LOOK = 0.1
-"""Seconds between two looks whether the last call has finished while draining."""
 
 
 class State(Enum):
@@ -67,27 +59,6 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-
-
-@define(eq=False)
-class _Running:
-    """What exists between a start and the stop that follows it."""
-
-    shared: Shared
-    servers: list[IServer]
-    proxies: list[StreamableEndpoint]
-    reaper: Reaper
-    door: Door
-    mounted: Door
-    routes: Mapping[bytes, Serve]
-    memory: MemoryWatch
-    ports: list[IListeningPort] = field(factory=list)
-    listeners: list[Listener] = field(factory=list)
-
-    def busy(self) -> bool:
-        """Whether a call runs."""
-        sessions = any(session.running for session in self.shared.registry)
-        return sessions or any(proxy.running() for proxy in self.proxies)
 
 
 class GatewayService(Service):
@@ -101,7 +72,7 @@ class GatewayService(Service):
     where it is only a resource of a host's Site. authenticator, policy, observer, store:
     anonymous, allowing, silent and in memory by default. clock: measures every time; a monotonic
     one over the reactor's by default. servers: makes a server from its settings, in place of what
-    the gateway would make.
+    the gateway would make; another one each time, whose `generation` is then set.
     """
 
     def __init__(
@@ -127,8 +98,14 @@ class GatewayService(Service):
         self._policy = policy or AllowAll()
         self._observer = observer or NullObserver()
         self._store = store or MemoryStore()
-        self._verdicts = Verdicts(configuration.gateway.limits, self._clock, self._observer)
-        self._run: _Running | None = None
+        # A table of its own, which a reload writes to.
+        self._limits = attrs.evolve(configuration.gateway.limits)
+        self._verdicts = Verdicts(self._limits, self._clock, self._observer)
+        self._run: Running | None = None
+        self._memory: MemoryWatch | None = None
+        self._generation = 0
+        self._reloads = DeferredLock()
+        self._hosted = False
         self._stopped: list[Deferred[None]] = []
         self._log = Logger()
 
@@ -159,86 +136,85 @@ class GatewayService(Service):
 
     def _start(self) -> None:
         self.state = State.STARTING
+        self._generation += 1
+        self._limits.adopt(self.configuration.gateway.limits)
         run = self._assemble()
-        listen = self.configuration.gateway.listen if self._listens else ()
-        endpoints = [serverFromString(self._reactor, text) for text in listen]
         try:
-            self._listen(run, endpoints)
+            run.listen(self._listen(self.configuration))
         except BaseException:
             self.state = State.STOPPED
-            for port in run.ports:
-                port.stopListening()
             raise
-        run.memory.start()
         self._run = run
+        self._watchMemory(run)
 
-    def _listen(self, run: _Running, endpoints: Sequence[IStreamServerEndpoint]) -> None:
-        for endpoint in endpoints:
-            shared = run.shared
-            site = GatewaySite(run.door, self._reactor)
-            listener = Listener(
-                site, shared.limits, shared.clock, shared.observer, routes=run.routes
-            )
-            problems: list[Failure] = []
-            listener.listen(endpoint).addCallbacks(run.ports.append, problems.append)
-            run.listeners.append(listener)
-            for problem in problems:
-                problem.raiseException()
+    def _watchMemory(self, run: Running) -> None:
+        """Watch memory by the limit that is in force, from now on."""
+        self._stopWatching()
+        limit, shared = self.configuration.gateway.memory_limit, run.shared
+        limit = limitOfCgroup() if limit is None else limit
+        self._memory = MemoryWatch(
+            self._clock, self._observer, shared.load, limit, shared.registry.endIdle
+        )
+        self._memory.start()
 
-    def _assemble(self) -> _Running:
-        settings = self.configuration.gateway
-        limits, clock, observer = settings.limits, self._clock, self._observer
+    def _stopWatching(self) -> None:
+        if self._memory is not None:
+            self._memory.stop()
+            self._memory = None
+
+    def _listen(self, configuration: Configuration) -> tuple[str, ...]:
+        return configuration.gateway.listen if self._listens else ()
+
+    def _assemble(self) -> Running:
+        settings, limits = self.configuration.gateway, self._limits
         shared = Shared(
-            registry=SessionRegistry(clock, limits, self._store, observer),
+            registry=SessionRegistry(self._clock, limits, self._store, self._observer),
             guard=HostGuard(settings.allowed_hosts, settings.allowed_origins),
             authenticator=self._authenticator,
             policy=self._policy,
             limits=limits,
-            clock=clock,
-            observer=observer,
+            clock=self._clock,
+            observer=self._observer,
         )
-        ladder = Ladder(shared)
         reaper = Reaper(self._reactor)
-        make = self._servers or partial(self._server, reaper=reaper)
-        mounts: dict[str, Mount] = {}
-        servers: list[IServer] = []
-        default: str | None = None
-        for configured in self.configuration.servers:
-            server = make(configured)
-            if ITwoEraServer.providedBy(server):
-                server = EraServer(server, limits, clock, observer, self._verdicts)
-            if configured.isolation == "shared":
-                server = SharedServer(server, limits, self._clock, self._observer)
-            servers.append(server)
-            mounts[configured.name] = _mount(server, shared, ladder)
-            if configured.default or len(self.configuration.servers) == 1:
-                default = configured.name
-        app = GatewayApp(ladder, mounts, default, lambda: self.state is State.READY)
-        root = app.app.resource()
-        door, mounted = (Door(ladder, root, mounted=mounted) for mounted in (False, True))
-        proxies = [mount.http for mount in mounts.values()]
-        limit = settings.memory_limit
-        memory = MemoryWatch(
-            clock,
-            observer,
-            shared.load,
-            limitOfCgroup() if limit is None else limit,
-            shared.registry.endIdle,
+        return Running(
+            self.configuration,
+            self._generation,
+            limits,
+            self._reactor,
+            shared,
+            reaper,
+            partial(self._server, reaper),
+            lambda: self.state is State.READY,
         )
-        return _Running(shared, servers, proxies, reaper, door, mounted, app.routes(), memory)
 
-    def _server(self, settings: ServerSettings, reaper: Reaper) -> IServer:
-        limits = self.configuration.gateway.limits
-        if isinstance(settings, StdioSettings):
-            return StdioServer(settings, limits, self._reactor, self._clock, self._observer, reaper)
-        return HTTPServer(settings, limits, self._reactor, self._clock, self._observer)
+    def _server(self, reaper: Reaper, settings: ServerSettings, generation: int) -> IServer:
+        """A server, and what stands before it."""
+        limits, clock, observer = self._limits, self._clock, self._observer
+        server: IServer
+        if self._servers is not None:
+            server = self._servers(settings)
+            server.generation = generation
+        elif isinstance(settings, StdioSettings):
+            server = StdioServer(
+                settings, limits, self._reactor, clock, observer, reaper, generation
+            )
+        else:
+            server = HTTPServer(
+                settings, limits, self._reactor, clock, observer, generation=generation
+            )
+        if ITwoEraServer.providedBy(server):
+            server = EraServer(server, limits, clock, observer, self._verdicts)
+        if settings.isolation == "shared":
+            server = SharedServer(server, limits, clock, observer)
+        return server
 
     # While it runs.
 
     @property
     def ports(self) -> list[IListeningPort]:
-        """The listening ports; empty unless started."""
-        return [] if self._run is None else list(self._run.ports)
+        """The listening ports; empty unless started, and while it drains."""
+        return [] if self._run is None or self.state is State.DRAINING else self._run.ports
 
     @property
     def registry(self) -> SessionRegistry:
@@ -259,15 +235,70 @@ class GatewayService(Service):
                 "a gateway under a Site needs gateway.allowed_hosts: the names by which clients "
                 'reach the Site, such as ["mcp.example.com", "localhost:*"]'
             )
+        self._hosted = True
         return MountedDoor(self._mounted, self.configuration.gateway.limits.retry_after)
 
     def _mounted(self) -> Door | None:
         return None if self._run is None else self._run.mounted
 
-    def _started(self) -> _Running:
+    def _started(self) -> Running:
         if self._run is None:
             raise RuntimeError("the gateway is not started")
         return self._run
+
+    # Reloading.
+
+    def reload(self, configuration: Configuration) -> Deferred[None]:
+        """
+        Put another configuration in force: all of it, or nothing.
+
+        Servers whose settings are the same go on untouched, with their sessions, links and
+        children; what is removed or changed is retired (`gateway.generation`). One reload at a
+        time; others wait for their turn.
+
+        Fires when it is in force, while what was retired may still finish. Fails with
+        ConfigurationError, which has every mistake, or with RuntimeError where the gateway is not
+        started or drains; then nothing has changed. Cancelling gives up one that waits.
+        """
+        return self._reloads.run(lambda: Deferred.fromCoroutine(self._reload(configuration)))
+
+    async def _reload(self, configuration: Configuration) -> None:
+        run = self._run
+        try:
+            if run is None or self.state is State.DRAINING:
+                drains = self.state is State.DRAINING
+                why = "the gateway drains" if drains else "the gateway is not started"
+                raise RuntimeError(f"{why}: it takes no other configuration")
+            if self._hosted and not configuration.gateway.allowed_hosts:
+                raise ConfigurationError([_hostsNeeded(configuration.source)])
+            self._generation += 1
+            change = await run.change(configuration, self._generation, self._listen(configuration))
+        except (ConfigurationError, RuntimeError) as error:
+            self.reloadRefused(error)
+            raise
+        before, self.configuration = self.configuration, configuration
+        if before.gateway.memory_limit != configuration.gateway.memory_limit:
+            run.shared.load.pressed(Stage.CALM)
+            self._watchMemory(run)
+        self._log.info("{source}: in force: {change}", source=configuration.source, change=change)
+        for notice in configuration.notices:
+            self._log.info("note: {notice}", notice=notice)
+        if change.limits:
+            self._log.info(
+                "of the limits, those of heads hold for new connections, those of the event log "
+                "for new sessions, max_upstream_connections, max_upstream_streams and "
+                "max_tool_headers for servers that change or come; all others hold at once"
+            )
+        self._observer.observed(ConfigurationReloaded(change.added, change.changed, change.removed))
+
+    def reloadRefused(self, error: ConfigurationError | RuntimeError) -> None:
+        """A configuration was not taken, by `reload` or by whoever could not even read it."""
+        self._log.error("the configuration is not taken, nothing changed: {error}", error=error)
+        if isinstance(error, ConfigurationError):
+            self._observer.observed(ReloadRefused("mistakes", len(error.problems)))
+        else:
+            draining = self.state is State.DRAINING
+            self._observer.observed(ReloadRefused("draining" if draining else "stopped"))
 
     # Stopping.
 
@@ -277,11 +308,12 @@ class GatewayService(Service):
 
         Fires when no child and no connection of it is left.
         """
-        run, self._run = self._run, None
-        if run is not None:
+        run = self._run
+        if run is not None and self.state is not State.DRAINING:
             super().stopService()
             self.state = State.DRAINING
-            draining = Deferred.fromCoroutine(self._drain(run))
+            self._stopWatching()
+            draining = Deferred.fromCoroutine(run.drain())
             draining.addBoth(self._drained)
         if self.state is not State.DRAINING:
             return succeed(None)
@@ -290,6 +322,7 @@ class GatewayService(Service):
         return stopped
 
     def _drained(self, result: object) -> None:
+        self._run = None
         self.state = State.STOPPED
         if isinstance(result, Failure):
             self._log.failure("while the gateway stopped", result)
@@ -297,44 +330,8 @@ class GatewayService(Service):
         for waiting in stopped:
             waiting.callback(None)
 
-    async def _drain(self, run: _Running) -> None:
-        shared = run.shared
-        shared.accepting = False
-        run.memory.stop()
-        for listener in run.listeners:
-            listener.closing = True
-        await _all([port.stopListening() for port in run.ports])
-        until = self._clock.seconds() + shared.limits.drain_grace
-        while run.busy():
-            if self._clock.seconds() >= until:
-                self._observer.observed(BoundReached("drain_grace"))
-                break
-            await deferLater(self._clock, _LOOK)
-        await _all([shared.registry.end(session, "shutdown") for session in shared.registry])
-        await _all([Deferred.fromCoroutine(proxy.stop()) for proxy in run.proxies])
-        await _all([server.drain() for server in run.servers])
-        await run.reaper.close()
-        patience = shared.limits.hang_up_wait
-        reached = BoundReached("hang_up_wait")
-        await _all(
-            [
-                one.hangUp(patience, lambda: self._observer.observed(reached))
-                for one in run.listeners
-            ]
-        )
-        shared.pulse.stop()
 
-
-def _mount(server: IServer, shared: Shared, ladder: Ladder) -> Mount:
-    settings = server.settings
-    passing = isinstance(settings, HTTPSettings) and settings.proxy == "transparent"
-    kind = TransparentProxy if passing and settings.isolation == "session" else StreamableProxy
-    return Mount(kind(server, shared, ladder), SSEProxy(server, shared, ladder))
-
-
-async def _all(deferreds: Sequence[Deferred[None] | None]) -> None:
-    """Wait for all, whatever becomes of each; a failure is logged."""
-    log = Logger()
-    for succeeded, result in await DeferredList([d for d in deferreds if d is not None]):
-        if not succeeded:
-            log.failure("while the gateway stopped", result)
+def _hostsNeeded(source: str) -> Problem:
+    return Problem(
+        source, "gateway.allowed_hosts", "none", "the names by which clients reach the host's Site"
+    )

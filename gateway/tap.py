@@ -12,10 +12,10 @@ from it.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from twisted.logger import (
@@ -38,8 +38,6 @@ from gateway.config import (
 )
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-
     from gateway.service import GatewayService
 
 __all__ = ["Options", "main", "makeService"]
@@ -59,12 +57,14 @@ class Options(usage.Options):
     optFlags: ClassVar = [
         ["check", None, "Check the configuration, start nothing."],
         ["allow-public", None, "Listen on a public address without authentication."],
+        ["watch", None, "Read the file of --config again when it changes, as SIGHUP does."],
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
         self["words"] = ()
+        self["file"] = self["read"] = None
 
     def opt_listen(self, endpoint: str) -> None:
         """Listen here: a Twisted endpoint, default tcp:8080:interface=127.0.0.1. Repeatable."""
@@ -101,7 +101,13 @@ class Options(usage.Options):
         if self["config"] is not None:
             if words:
                 raise usage.UsageError("give --config or a server, not both")
+            # The process may change its directory before it reads the file again.
+            self["file"] = os.path.abspath(self["config"])
+            load = partial(loadConfiguration, self["file"], os.environ, overrides)
+            self["read"] = load
             return loadConfiguration(self["config"], os.environ, overrides)
+        if self["watch"]:
+            raise usage.UsageError("--watch needs --config: there is no other file")
         server = serverFromArguments(words) if words else demoServer()
         return Configuration(
             servers=(server,), gateway=gatewaySettings(overrides), source="command line"
@@ -115,13 +121,16 @@ def _summary(configuration: Configuration) -> str:
     return "\n".join(lines)
 
 
-def makeService(options: Options) -> GatewayService:
-    """The service of these options, for a process that is ours."""
+def makeService(options: Options, *, encrypts: bool = True) -> GatewayService:
+    """
+    The service of these options, for a process that is ours; encrypts: whether TLS was loaded.
+    """
     from twisted.internet import reactor
 
     from gateway.own import ownService
 
-    return ownService(options["configuration"], reactor)
+    watch = options["file"] if options["watch"] else None
+    return ownService(options["configuration"], reactor, options["read"], watch, encrypts=encrypts)
 
 
 @contextmanager
@@ -149,24 +158,18 @@ def main(words: Sequence[str] | None = None) -> None:
         options.parseOptions(sys.argv[1:] if words is None else list(words))
     except usage.UsageError as error:
         raise SystemExit(f"mcp-gateway: {error}; see --help") from None
-    with nullcontext() if options["configuration"].encrypted else _withoutTLS():
+    encrypts = options["configuration"].encrypted
+    with nullcontext() if encrypts else _withoutTLS():
         from twisted.internet import reactor
 
-        service = makeService(options)
+        service = makeService(options, encrypts=encrypts)
     quiet = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
     observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [quiet])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     service.privilegedStartService()
     service.startService()
-    reactor.addSystemEventTrigger("before", "shutdown", _stop, service)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
-
-
-def _stop(service: GatewayService) -> Deferred[None]:
-    """Stop; another signal does not wait for that. Children left then are the reaper's."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
-    return service.stopService()
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class MemoryTarget:
     marks: list[EventMark | None] = field(factory=list)
     losses: list[bytes] = field(factory=list)
     closed: bool = False
+    retry: int = 0
 
     def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
         if not self.takes or self.closed:
@@ -56,6 +57,9 @@ class MemoryTarget:
 
     def lost(self, id: bytes) -> None:
         self.losses.append(id)
+
+    def recede(self, retry: int) -> None:
+        self.retry = retry
 
     def close(self) -> None:
         self.closed = True

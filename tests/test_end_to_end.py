@@ -607,12 +607,15 @@ async def test_a_call_that_comes_while_it_drains_is_told_so(live: Start) -> None
         TCP4ClientEndpoint(reactor, "127.0.0.1", int(gateway.base.rpartition(":")[2])),
         RawClient(),
     )
+    host = gateway.base.removeprefix("http://").encode()
+    client.send(b"GET /healthz HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+    assert (await client.response()).status == 200
     stopping = gateway.service.stopService()
     body = rpc("tools/call", 9, name="echo")
     client.send(
         b"POST /servers/faulty/mcp HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\n"
         b"Mcp-Session-Id: %b\r\nContent-Length: %d\r\n\r\n%b"
-        % (gateway.base.removeprefix("http://").encode(), session.encode(), len(body), body)
+        % (host, session.encode(), len(body), body)
     )
     answer = await client.response()
     assert (answer.status, answer.json["id"]) == (200, 9)

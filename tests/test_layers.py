@@ -29,9 +29,10 @@ ROOMS = [
     {"proxies"},
     {"doors"},
     {"app"},
-    {"config"},
+    {"config", "generation"},
+    {"running"},
     {"service"},
-    {"banner", "testing"},
+    {"banner", "reloading", "testing"},
     {"own"},
     {"tap"},
 ]

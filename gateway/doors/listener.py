@@ -90,13 +90,16 @@ class Listener(ServerFactory):
         self.maxBody = maxBody
         self.closing = False
         self.now = clock.seconds()
-        names = RequestBounds.__attrs_attrs__
-        self.bounds = RequestBounds(**{one.name: getattr(limits, one.name) for one in names})
+        self.bounds = self._bounds()
         self.alike = AlikeHeads()
         self.port: IListeningPort | None = None
         self._connections: set[Connection] = set()
         self._looking: IDelayedCall | None = None
         self._emptied: Deferred[None] | None = None
+
+    def _bounds(self) -> RequestBounds:
+        names = RequestBounds.__attrs_attrs__
+        return RequestBounds(**{one.name: getattr(self.limits, one.name) for one in names})
 
     def __len__(self) -> int:
         """How many connections are open."""
@@ -169,6 +172,19 @@ class Listener(ServerFactory):
     def refused(self, refusal: Refusal) -> None:
         """See Owner."""
         self.observer.observed(RequestRefused("framing", refusal.status, refusal.code))
+
+    @property
+    def unheard(self) -> bool:
+        """Whether a connection was accepted whose first request has not come yet."""
+        return any(not connection.greeted for connection in self._connections)
+
+    def serve(self, routes: Mapping[bytes, Serve]) -> None:
+        """Serve these routes from now on, also on connections that are open."""
+        self.routes = routes
+        self.bounds = self._bounds()
+        self.alike.forget()
+        for connection in self._connections:
+            connection.forget()
 
     # Time, and the end.
 

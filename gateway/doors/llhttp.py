@@ -253,6 +253,16 @@ class Connection(Protocol):
     def _wait(self, phase: _Phase, seconds: float) -> None:
         self._phase, self._due = phase, self.clock.seconds() + seconds
 
+    def forget(self) -> None:
+        """Take no head for known that came before: who serves it may be another now."""
+        self._fields = self._found = self._memo = None
+        self._reader.forget()
+
+    @property
+    def greeted(self) -> bool:
+        """Whether a request has come on it."""
+        return self._greeted
+
     # RequestOwner.
 
     def headReceived(self, line: RequestLine, fields: HeaderPairs) -> bool:
@@ -328,7 +338,8 @@ class Connection(Protocol):
         """See Carrier."""
         rest = 0 if self.requestComplete else line.length
         drained = rest is not None and rest <= DRAIN and not (rest and line.continues)
-        if line.persistent and drained and not self._listener.closing:
+        closing = self._listener.closing and not isinstance(self._serving, RequestChannel)
+        if line.persistent and drained and not closing:
             return KEEP_ALIVE if line.version == b"1.0" else b""
         self._closes = True
         return CLOSE

@@ -61,8 +61,12 @@ class Load:
     _addresses: dict[str, int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.adopted()
+
+    def adopted(self) -> None:
+        """The limits have changed."""
         self.each = self.limits.max_calls_per_principal
-        self.pressed(Stage.CALM)
+        self.pressed(self.stage)
 
     def pressed(self, stage: int) -> None:
         """Memory is this short now."""

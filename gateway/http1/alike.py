@@ -125,6 +125,10 @@ class AlikeHeads:
     def __init__(self) -> None:
         self._templates: dict[bytes, Template] = {}
 
+    def forget(self) -> None:
+        """Keep none of what was kept: what was made of a head may be otherwise now."""
+        self._templates.clear()
+
     def find(self, head: Cut) -> Template | None:
         """What such a head is made of, if it is known."""
         return self._templates.get(head.key)

@@ -229,6 +229,10 @@ class RequestReader:
         if rest and not self._stopped:
             self._take(rest)
 
+    def forget(self) -> None:
+        """Know none of the heads that came before."""
+        self._known = KnownHeads()
+
     def stop(self) -> None:
         """Read nothing more, whatever comes."""
         if not self._stopped:

@@ -18,6 +18,7 @@ __all__ = [
     "CallStarted",
     "CircuitClosed",
     "CircuitOpened",
+    "ConfigurationReloaded",
     "EraFound",
     "Event",
     "IObserver",
@@ -27,6 +28,7 @@ __all__ = [
     "MessageDropped",
     "NoiseSkipped",
     "NullObserver",
+    "ReloadRefused",
     "RequestRefused",
     "SessionEnded",
     "SessionMissed",
@@ -68,7 +70,9 @@ class SessionRecovered(Event, frozen=True):
 
 
 class SessionEnded(Event, frozen=True):
-    """reason: deleted, idle, absolute, unused, lost, stream_closed, memory, shutdown."""
+    """
+    reason: deleted, idle, absolute, unused, lost, stream_closed, memory, replaced, shutdown.
+    """
 
     server: str
     tag: str
@@ -164,6 +168,21 @@ class EraFound(Event, frozen=True):
     server: str
     modern: bool | None
     legacy: bool | None
+
+
+class ConfigurationReloaded(Event, frozen=True):
+    """Another configuration is in force; the servers that it added, changed and removed."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+class ReloadRefused(Event, frozen=True):
+    """A configuration was not taken, and nothing changed; why: mistakes, draining, stopped."""
+
+    why: str
+    mistakes: int = 0
 
 
 class IObserver(Interface):

@@ -20,7 +20,7 @@ from gateway.sessions.events import EventLog, NumberedStream
 from gateway.wire.envelope import Message
 from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import lostWithSession
-from gateway.wire.sse import comment, encodeEvent
+from gateway.wire.sse import comment, encodeEvent, encodeRetry
 
 __all__ = ["Channel", "ChannelOwner"]
 
@@ -138,6 +138,11 @@ class Channel:
     def lost(self, id: bytes) -> None:
         """The session is lost; the call with this id ends."""
         self.answer(lostWithSession(id))
+
+    def recede(self, retry: int) -> None:
+        """Tell the client, before the stream ends, in how many milliseconds to come again."""
+        if self.stream is not None and not self.ended:
+            self.stream.write(encodeRetry(retry))
 
     def close(self) -> None:
         """End in order; what was kept can still be fetched."""

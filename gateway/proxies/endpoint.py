@@ -19,7 +19,7 @@ from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted, Entrance, Ladder
+from gateway.proxies.ladder import Admitted, Entrance, Ladder, Then
 from gateway.proxies.modern import ModernEndpoint
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.reply import Reply
@@ -44,12 +44,15 @@ class StreamableEndpoint:
 
     Its sessions' live parts are relays; it holds nothing else of them. What differs between
     the two proxies is what their subclasses say of GET and of servers without sessions.
+
+    successor: where what is of no session goes once the server was replaced or removed.
     """
 
     server: IServer
     shared: Shared
     ladder: Ladder
     modern: ModernEndpoint = field(init=False)
+    successor: Then | None = field(default=None, init=False)
     log: Logger = field(factory=Logger, init=False)
     _entrances: dict[bytes, Entrance] = field(factory=dict, init=False)
     """By path: the server's own, and the default's."""
@@ -62,12 +65,24 @@ class StreamableEndpoint:
 
     def serve(self, exchange: Exchange, path: bytes) -> None:
         """Answer one request to the endpoint at `path`."""
-        entrance = self._entrances.get(path)
-        if entrance is None:
-            methods = (b"POST", b"GET", b"DELETE")
-            entrance = Entrance(self.server, path, methods, sessionless=self.sessionless)
-            self._entrances[path] = entrance
+        entrance = self._entrances.get(path) or self._entrance(path)
         self.ladder.climb(exchange, entrance, self._admitted)
+
+    def _entrance(self, path: bytes) -> Entrance:
+        methods = (b"POST", b"GET", b"DELETE")
+        entrance = Entrance(self.server, path, methods, sessionless=self.sessionless)
+        self._entrances[path] = entrance
+        return entrance
+
+    def retire(self, successor: Then) -> None:
+        """The server was replaced or removed: only what belongs to a session is ours now."""
+        self.successor = self.modern.successor = successor
+
+    def takeOver(self, admitted: Admitted) -> None:
+        """Answer what came up the ladder of the server that this one replaces."""
+        path = admitted.exchange.head.path.removesuffix(b"/")
+        self.ladder.judgeAnew(admitted, self._entrances.get(path) or self._entrance(path))
+        self._admitted(admitted)
 
     def sessionless(self) -> bool | None:
         """Whether the server keeps no sessions; None while that is not known."""
@@ -106,6 +121,8 @@ class StreamableEndpoint:
                 self.get(admitted, relay)
             else:
                 self._delete(admitted, session)
+        elif self.successor is not None:
+            self.successor(admitted)
         elif admitted.claim is not None:
             self.modern.serve(admitted)
         elif message is not None and message.method == "initialize" and message.id is not None:

@@ -75,7 +75,7 @@ from gateway.wire.revisions import (
     versionIsTolerable,
 )
 
-__all__ = ["Admitted", "Entrance", "Ladder", "Naming"]
+__all__ = ["Admitted", "Entrance", "Ladder", "Naming", "Then"]
 
 
 class Naming(Enum):
@@ -176,6 +176,7 @@ class Admitted(msgspec.Struct, eq=False):
 
 
 Then = Callable[[Admitted], None]
+"""What answers a request that came up."""
 
 
 @define(eq=False)
@@ -283,6 +284,11 @@ class Ladder:
             self.shared.limits.max_body,
             partial(self._collected, admitted, found, then),
         )
+
+    def judgeAnew(self, admitted: Admitted, entrance: Entrance) -> None:
+        """Have a request that came up by another entrance stand as if it had come by this one."""
+        head, principal = admitted.exchange.head, admitted.context.principal
+        admitted.context = self._find(head, entrance, principal).context
 
     def _find(self, head: RequestHead, entrance: Entrance, principal: Principal) -> Found:
         settings = entrance.server.settings

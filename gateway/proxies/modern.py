@@ -29,7 +29,7 @@ from gateway.guard.policy import AllowAll, Direction, permits
 from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
-from gateway.proxies.ladder import Admitted, Ladder
+from gateway.proxies.ladder import Admitted, Ladder, Then
 from gateway.proxies.modern_reply import ModernReply
 from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
@@ -81,6 +81,8 @@ class ModernEndpoint:
     """
     Where the modern requests to one server are served. Life: as its Streamable HTTP endpoint's,
     which stops it.
+
+    successor: where requests go whose era was found when the server was replaced or removed.
     """
 
     server: IServer
@@ -89,7 +91,10 @@ class ModernEndpoint:
     _eras: EraServer | None = field(init=False)
     _relay: ModernCalls | None = field(default=None, init=False)
     _pool: ModernCalls | None = field(default=None, init=False)
+    successor: Then | None = field(default=None, init=False)
     _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
+    _finding: int = field(default=0, init=False)
+    """How many wait for the server's era to be found."""
     _tools: ToolHeaders = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
@@ -104,7 +109,7 @@ class ModernEndpoint:
 
     def running(self) -> bool:
         """Whether a call runs that its client waits for; listening is none."""
-        return any(not one.listens for one in self._open)
+        return self._finding > 0 or any(not one.listens for one in self._open)
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
@@ -165,6 +170,12 @@ class ModernEndpoint:
         finding = eras.findModern(admitted.context)
         gone: list[bool] = []
 
+        self._finding += 1
+
+        def over(result: object) -> object:
+            self._finding -= 1
+            return result
+
         def left() -> None:
             gone.append(True)
             finding.cancel()
@@ -188,12 +199,15 @@ class ModernEndpoint:
                 self._fail(admitted, error.reason, error.message)
 
         exchange.onGone = left
+        finding.addBoth(over)
         finding.addCallbacks(found, failed)
         finding.addErrback(self.ladder.broke, exchange)
 
     def _found(self, admitted: Admitted, modern: bool) -> None:
         server = self._eras.inner if self._eras is not None else None
-        if not self.shared.accepting:
+        if self.successor is not None:
+            self.successor(admitted)
+        elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif modern and isinstance(server, HTTPServer):
             self._pass(admitted, server)

@@ -137,6 +137,9 @@ class Reply(msgspec.Struct, eq=False):
         body = refusal.body(None if self._batch is not None else id)
         exchange.answer(refusal.status, refusal.fields(), body)
 
+    def recede(self, retry: int) -> None:
+        """Its client has got an answer, and has nothing to come again for."""
+
     def close(self) -> None:
         """The session is over: end what is open; who got nothing yet is cut."""
         done = self._done

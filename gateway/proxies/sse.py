@@ -16,20 +16,21 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from gateway.links.interfaces import EventMark, IServer
-from gateway.observe.observer import MessageDropped
+from gateway.observe.observer import CallFailed, MessageDropped
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming
+from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming, Then
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import openStream
 from gateway.relay.relay import Relay
+from gateway.relay.target import Target
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Kind, Message, NotAMessage, encodeBatch
 from gateway.wire.exchange import Exchange
-from gateway.wire.refusals import Refusal, errorMessage
+from gateway.wire.refusals import Reason, Refusal, callFailed, errorMessage
 from gateway.wire.sse import encodeEvent
 
 __all__ = ["SSEProxy"]
@@ -75,11 +76,16 @@ class _BatchAnswer:
 
 @define(eq=False)
 class SSEProxy:
-    """One server's pair of HTTP+SSE endpoints."""
+    """
+    One server's pair of HTTP+SSE endpoints.
+
+    successor: see StreamableEndpoint.
+    """
 
     server: IServer
     shared: Shared
     ladder: Ladder
+    successor: Then | None = field(default=None, init=False)
     _entrances: dict[bytes, Entrance] = field(factory=dict, init=False)
     _log: Logger = field(factory=Logger, init=False)
 
@@ -98,9 +104,22 @@ class SSEProxy:
             self._entrances[path] = entrance
         return entrance
 
+    def retire(self, successor: Then) -> None:
+        """See StreamableEndpoint."""
+        self.successor = successor
+
+    def takeOver(self, admitted: Admitted) -> None:
+        """Open the stream that came up the ladder of the server that this one replaces."""
+        path = admitted.exchange.head.path.removesuffix(b"/")
+        self.ladder.judgeAnew(admitted, self._entrance(path, b"GET"))
+        self._opened(admitted)
+
     # GET
 
     def _opened(self, admitted: Admitted) -> None:
+        if self.successor is not None:
+            self.successor(admitted)
+            return
         flow = Deferred.fromCoroutine(self._open(admitted))
         flow.addErrback(self.ladder.broke, admitted.exchange)
 
@@ -184,7 +203,18 @@ class SSEProxy:
             early = refusals.notAMessage("the session starts with initialize")
             self._refuse(conversation, early, message.id)
         else:
-            ask(self.shared, relay, message, stream, True, admitted.context)
+            self._ask(conversation, message, stream, admitted.context)
+
+    def _ask(
+        self, conversation: _Conversation, message: Message, target: Target, context: CallContext
+    ) -> None:
+        if not conversation.relay.session.retired:
+            ask(self.shared, conversation.relay, message, target, True, context)
+            return
+        # Its stream is kept for what runs; to end it now would lose that.
+        reason = Reason.SHUTTING_DOWN
+        self.shared.observer.observed(CallFailed(self.server.name, message.method, reason.value))
+        target.answer(callFailed(message.id, reason, "the server is being replaced"))
 
     def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
         """Relay a notification or response; the stream hears if it could not be taken."""
@@ -202,7 +232,10 @@ class SSEProxy:
         self, conversation: _Conversation, admitted: Admitted, message: Message
     ) -> None:
         relay, stream = conversation.relay, conversation.stream
+        # It is waited for as any call.
+        relay.session.callStarted(self.shared.clock.seconds())
         answer, succeeded = await handshake(self.shared, relay, message, admitted.context)
+        relay.session.callEnded(self.shared.clock.seconds())
         if not succeeded:
             # Another try is the client's right: nothing has come of this one.
             conversation.asked = False
@@ -214,7 +247,6 @@ class SSEProxy:
         admitted: Admitted,
         batch: list[Message | NotAMessage],
     ) -> None:
-        relay = conversation.relay
         requests, others, bad = parted(batch)
         for item in others:
             self._tell(conversation, admitted, item)
@@ -222,7 +254,7 @@ class SSEProxy:
         if bad and not requests:
             answer.send()
         for item in requests:
-            ask(self.shared, relay, item, answer, True, admitted.context)
+            self._ask(conversation, item, answer, admitted.context)
 
 
 def _endpoint(exchange: Exchange, session: Session) -> bytes:

@@ -52,7 +52,7 @@ from gateway.relay.repeats import Repeats
 from gateway.relay.replays import Replays
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
-from gateway.relay.target import Target
+from gateway.relay.target import Stream, Target
 from gateway.relay.times import CallTimes
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
@@ -72,8 +72,12 @@ _NEVER = float("inf")
 _ENDINGS = {
     "lost": (Reason.SERVER_EXITED, "the session is lost"),
     "shutdown": (Reason.SHUTTING_DOWN, "the gateway is shutting down"),
+    "replaced": (Reason.SHUTTING_DOWN, "the server is being replaced"),
 }
 """What running calls are told when the session ends, by the reason of its end."""
+
+_RECEDES = ("shutdown", "replaced")
+"""The ends that are the gateway's own doing: clients shall come again, a little later."""
 
 
 @implementer(IKeptListener)
@@ -588,8 +592,11 @@ class Relay:
             if call.via is not None:
                 call.via.cancel(call)
             self._withdraw(call, reason)
-        for stream in self.readers.targets:
-            stream.close()  # type: ignore[attr-defined]
+        for target in self.readers.targets:
+            stream: Stream = target  # type: ignore[assignment]
+            if reason in _RECEDES:
+                stream.recede(self.limits.retry_after * 1000)
+            stream.close()
         self.sender.forget()
         if self.events is not None:
             self.events.forget()

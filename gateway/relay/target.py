@@ -7,7 +7,7 @@ from typing import Protocol
 from gateway.links.interfaces import EventMark
 from gateway.wire.envelope import Message
 
-__all__ = ["Target"]
+__all__ = ["Stream", "Target"]
 
 
 class Target(Protocol):
@@ -24,6 +24,16 @@ class Target(Protocol):
 
     def lost(self, id: bytes) -> None:
         """The session is lost and the call with this id got no answer."""
+
+    def close(self) -> None:
+        """The session is over: end in order."""
+
+
+class Stream(Protocol):
+    """The open stream of a client's connection, as a relay sees it when its session ends."""
+
+    def recede(self, retry: int) -> None:
+        """It ends because of the gateway: the client shall come again in `retry` milliseconds."""
 
     def close(self) -> None:
         """The session is over: end in order."""

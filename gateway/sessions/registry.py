@@ -36,6 +36,9 @@ from gateway.wire.context import Principal
 
 __all__ = ["AtCapacity", "Session", "SessionRegistry"]
 
+_FINISHES = ("absolute", "replaced")
+"""The ends for which running calls are waited."""
+
 SWEEP = 1.0
 """Seconds between two looks for sessions whose time is over."""
 
@@ -57,6 +60,7 @@ class Session:
     opening: whether its handshake still runs; then no deadline counts but the handshake's own.
     live: what serves it now (streams and relay); set by the proxy that opened it.
     tag: what stands for it in logs.
+    retired: whether its server was replaced or removed: what runs may finish, nothing else begins.
     onSweep: called with the time now and then, for what its live part keeps for a while.
     account, total: where its running calls are counted: its principal's, and the gateway's; its
         own where it is in no registry. address: its client's.
@@ -70,6 +74,7 @@ class Session:
     used: bool = False
     live: object = None
     ended: str = ""
+    retired: bool = False
     onSweep: Callable[[float], None] | None = None
     account: Account = field(factory=Account)
     total: Account = field(factory=Account)
@@ -121,10 +126,14 @@ class Session:
         self.last_used = now
 
     def overdue(self, now: float, limits: Limits) -> str:
-        """Why no request may find the session any more: unused, idle, absolute; else ""."""
+        """
+        Why no request may find the session any more: replaced, unused, idle, absolute; else "".
+        """
         if self.opening or self.record.transport == "sse":
             # A handshake has a time-out of its own; over HTTP+SSE the session is its stream.
             return ""
+        if self.retired:
+            return "replaced"
         if now - self.created >= limits.session_absolute:
             return "absolute"
         if not self.used and not self._streams and not self._calls:
@@ -132,6 +141,11 @@ class Session:
         if self._streams or self._calls:
             return ""
         return "idle" if now - self.last_used >= limits.session_idle else ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call or its handshake runs."""
+        return self._calls > 0 or self.opening
 
     @property
     def running(self) -> int:
@@ -224,7 +238,8 @@ class SessionRegistry:
         The session under this id, if it is this server's and this principal's and alive.
 
         starts: whether it is looked for to start something. What belongs to a running call
-            finds a session whose absolute time is over, too, for running calls finish first.
+            finds a session whose absolute time is over, or whose server was replaced, too, for
+            running calls finish first.
         """
         session = self._sessions.get(id)
         if session is None:
@@ -237,7 +252,7 @@ class SessionRegistry:
         if session.ended:
             return None
         overdue = session.overdue(self.clock.seconds(), self.limits)
-        if overdue and (starts or overdue != "absolute" or not session.running):
+        if overdue and (starts or overdue not in _FINISHES or not session.running):
             return None
         return session
 
@@ -313,6 +328,9 @@ class SessionRegistry:
             if session.onSweep is not None:
                 session.onSweep(now)
             reason = session.overdue(now, self.limits)
-            if reason and not (reason == "absolute" and session.running):
+            # What was retired is ended by whoever retired it.
+            if session.retired or (reason == "absolute" and session.running):
+                continue
+            if reason:
                 self.observer.observed(BoundReached("session_" + reason, session.record.server))
                 self.end(session, reason)

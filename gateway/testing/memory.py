@@ -28,6 +28,7 @@ from gateway.config import Configuration, GatewaySettings
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import IServer
 from gateway.service import GatewayService
+from gateway.settings import ServerSettings
 
 __all__ = ["Exchanged", "MemoryClient", "MemoryGateway"]
 
@@ -194,23 +195,38 @@ class MemoryGateway:
     _exchanges: list[Exchanged] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        byName = {server.name: server for server in self.servers}
-        settings = [server.settings for server in self.servers]
-        if len(settings) == 1:
-            settings = [attrs.evolve(settings[0], default=True)]
-        gateway = GatewaySettings(allowed_hosts=(HOST,), limits=self.limits)
         self.service = GatewayService(
-            Configuration(servers=tuple(settings), gateway=gateway, source="memory"),
+            self._configuration(),
             self.clock,
             listen=False,
             clock=self.clock,
-            servers=lambda settings: byName[settings.name],
+            servers=self._server,
             **self.options,
         )
         root = Resource()
         root.putChild(b"mcp", self.service.resource())
         self._site = Site(root, reactor=self.clock)
         self.service.startService()
+
+    def _configuration(self) -> Configuration:
+        settings = [server.settings for server in self.servers]
+        if len(settings) == 1:
+            settings = [attrs.evolve(settings[0], default=True)]
+        gateway = GatewaySettings(allowed_hosts=(HOST,), limits=self.limits)
+        return Configuration(servers=tuple(settings), gateway=gateway, source="memory")
+
+    def _server(self, settings: ServerSettings) -> IServer:
+        (server,) = (one for one in self.servers if one.name == settings.name)
+        return server
+
+    def reload(self, servers: Sequence[IServer], limits: Limits | None = None) -> Deferred[None]:
+        """
+        Reload it with these servers behind it. One that was there before goes on if its settings
+        are what they were; in place of a changed one, give another.
+        """
+        self.servers = servers
+        self.limits = limits or self.limits
+        return self.service.reload(self._configuration())
 
     def client(self, server: str, **headers: str) -> MemoryClient:
         """A client of one server; underscores in the names of headers are dashes."""

@@ -23,7 +23,14 @@ from attrs import define, field
 
 from gateway.wire.pieces import pack
 
-__all__ = ["EventTooLong", "SSEParser", "ServerSentEvent", "comment", "encodeEvent"]
+__all__ = [
+    "EventTooLong",
+    "SSEParser",
+    "ServerSentEvent",
+    "comment",
+    "encodeEvent",
+    "encodeRetry",
+]
 
 # As numbers: to look for a byte as bytes raises, and clears, a TypeError each time.
 _LF, _CR = b"\n\r"
@@ -114,6 +121,11 @@ def comment(text: bytes = b"") -> bytes:
     if not text:
         return b":\n\n"
     return b": %b\n\n" % _LINE_END.sub(b"\n: ", text)
+
+
+def encodeRetry(retry: int) -> bytes:
+    """A reconnection time in milliseconds, and nothing that a client would hear as an event."""
+    return b"retry: %d\n\n" % retry
 
 
 @define(eq=False)
