@@ -149,7 +149,7 @@ class Connection(Protocol):
         self._running = self._again = self._paused = False
         self._going: IDelayedCall | None = None
         self._peer, self._port = "", 0
-        self._fields: HeaderPairs | None = None
+        self._line: RequestLine | None = None
         self._serve = _unserved
         self._head = _NO_HEAD
         self._found: Any = None
@@ -279,12 +279,13 @@ class Connection(Protocol):
         self._memo = exchange.found
         if line.method != b"POST":
             return False
-        self._fields, self._head, self._serve = fields, head, serve
+        self._line, self._head, self._serve = line, head, serve
         self._found = exchange.found
         return True
 
     def requestReceived(self, line: RequestLine, fields: HeaderPairs, body: bytes) -> None:
-        if fields is not self._fields:
+        # The fields alone do not tell: a session may be named in the target.
+        if line is not self._line:
             self.headReceived(line, fields)
             self.bodyReceived(body)
             self.requestEnded()
