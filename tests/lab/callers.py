@@ -41,6 +41,10 @@ _ENDS = (ConnectionClosed, ConnectError)
 _log = Logger()
 
 
+class _Lost(Exception):
+    """The session ended while a stream of it was to be resumed."""
+
+
 def pause(seconds: float) -> Deferred[None]:
     return deferLater(reactor, seconds)  # type: ignore[arg-type]
 
@@ -186,7 +190,7 @@ class _Posting(Caller):
                 self.wrong(asked, wrong)
                 alive = False
             except (*_ENDS, DeferredTimeout) as error:
-                self.wrong(asked, f"{asked.token}: {error!r} after {client.unread!r}")
+                self.cut(asked, error)
                 alive = False
             if guard.active():
                 guard.cancel()
@@ -196,6 +200,10 @@ class _Posting(Caller):
                 client = await self.connect()
         client.close()
         await client.ended
+
+    def cut(self, asked: Asked, error: Exception) -> None:
+        """The connection ended, or was silent, before there was an answer."""
+        self.wrong(asked, f"{asked.token}: {error!r}")
 
     async def ready(self) -> None:
         """Be in a session, where there are some."""
@@ -209,11 +217,18 @@ class _Posting(Caller):
         head = await client.head()
         if (head.header(b"content-type") or b"").startswith(b"text/event-stream"):
             messages: list[JSON] = []
-            client = await self._stream(client, asked, messages, resumes)
+            others: list[RawClient] = []
+            try:
+                await self._stream(client, asked, messages, resumes, others)
+            except _Lost:
+                self.ended(asked, "session lost")
+                return False
+            finally:
+                # What it was resumed on is not the lane's.
+                for one in others:
+                    one.reset()
             self.ended(asked, asked.judge(messages))
-            # What it was resumed on is not the lane's.
-            if resumes:
-                client.reset()
+            if others:
                 return False
         else:
             await client.body(head)
@@ -224,13 +239,19 @@ class _Posting(Caller):
         """An answer that is no stream."""
         if answer.status != 200:
             raise Wrong(f"{asked.token}: {answer}")
-        self.ended(asked, asked.judge([json.loads(answer.body)]))
+        self.ended(asked, asked.judge([_decoded(asked, answer.body)]))
 
     async def _stream(
-        self, client: RawClient, asked: Asked, messages: list[JSON], resumes: int
-    ) -> RawClient:
-        """Read an event stream to its end, over as many connections as that takes."""
+        self,
+        client: RawClient,
+        asked: Asked,
+        messages: list[JSON],
+        resumes: int,
+        others: list[RawClient],
+    ) -> None:
+        """Read an event stream to its end, over as many other connections as that takes."""
         last, seen = b"", set()
+        named = self.fields(None) if self.kind == "streamable" else {}
         for _ in range(8):
             try:
                 while (event := await client.event()) is not None:
@@ -240,7 +261,7 @@ class _Posting(Caller):
                         seen.add(event.id)
                         last = event.id
                     if event.data:
-                        messages.append(json.loads(event.data))
+                        messages.append(_decoded(asked, event.data))
                     if resumes and last:
                         resumes -= 1
                         client.reset()
@@ -250,14 +271,16 @@ class _Posting(Caller):
                 if not last:
                     raise
             if any("method" not in one for one in messages) or not last:
-                return client
+                return
             client = await self.connect()
-            client.send(self.posted(None, "GET", Last_Event_ID=last.decode()))
+            others.append(client)
+            client.send(self.posted(None, "GET", Last_Event_ID=last.decode(), **named))
             head = await client.head()
             if head.status != 200:
                 await client.body(head)
+                if head.status == 404:
+                    raise _Lost
                 raise Wrong(f"{asked.token}: not resumed, {head}, after {messages}")
-        return client
 
     # What clients do wrong.
 
@@ -322,14 +345,19 @@ class _Posting(Caller):
         """The answers to two calls, the second of which is judged whatever the first was."""
         try:
             alive = await self.answered(client, asked)
-        except (Wrong, *_ENDS, DeferredTimeout) as error:
-            self.wrong(asked, error)
+        except Wrong as wrong:
+            self.wrong(asked, wrong)
+            alive = False
+        except (*_ENDS, DeferredTimeout) as error:
+            self.cut(asked, error)
             alive = False
         try:
             return await self.answered(second, other) and alive
-        except (Wrong, *_ENDS, DeferredTimeout) as error:
-            self.wrong(other, error)
-            return False
+        except Wrong as wrong:
+            self.wrong(other, wrong)
+        except (*_ENDS, DeferredTimeout) as error:
+            self.cut(other, error)
+        return False
 
 
 class StreamableCaller(_Posting):
@@ -385,7 +413,7 @@ class StreamableCaller(_Posting):
 
     def refused(self, asked: Asked, answer: Response) -> None:
         if answer.status == 404:
-            error = json.loads(answer.body)
+            error = _decoded(asked, answer.body)
             if error["error"]["code"] != -32001 or error.get("id", asked.id) != asked.id:
                 raise Wrong(f"{asked.token}: {answer}")
             self.session = ""
@@ -461,17 +489,27 @@ class ModernCaller(_Posting):
         }
 
     def refused(self, asked: Asked, answer: Response) -> None:
-        try:
-            message = json.loads(answer.body)
-        except ValueError:
-            message = None
-        if isinstance(message, dict) and "jsonrpc" in message:
-            self.ended(asked, asked.judge([message]))
-        elif self.server.endswith("modern"):
-            # Straight through: what a server says is its own affair.
-            self.ended(asked, f"the server's own {answer.status}")
+        message = _decoded(asked, answer.body)
+        self.ended(asked, asked.judge([message]))
+
+    @property
+    def passed(self) -> bool:
+        """Whether its bytes go straight through."""
+        return self.behind in ("http", "wire") and self.server.endswith("modern")
+
+    def cut(self, asked: Asked, error: Exception) -> None:
+        # A stream that a server broke off is broken off: nothing is said in its place.
+        if self.passed and isinstance(error, ConnectionClosed):
+            self.ended(asked, "cut, as the server was")
         else:
-            raise Wrong(f"{asked.token}: {answer}")
+            super().cut(asked, error)
+
+    def wrong(self, asked: Asked, why: object) -> None:
+        # Straight through: what a server says instead of an answer is its own affair.
+        if self.passed and isinstance(why, Wrong) and asked.fault.breaks and "crossed" not in str(why):
+            self.ended(asked, "what the server said, passed on")
+        else:
+            super().wrong(asked, why)
 
 
 class SSECaller(Caller):
@@ -586,8 +624,8 @@ class SSECaller(Caller):
         said = await client.response()
         if said.status != 202:
             self._waiting.pop(id, None)
-            if said.status == 404 and not answer.called:
-                # A session lives as long as its stream: that is about to end.
+            if said.status == 404:
+                # A session lives as long as its stream, which has ended or is about to.
                 return None
             raise Wrong(f"{asked and asked.token}: {said}")
         return await answer
@@ -681,6 +719,14 @@ class SSECaller(Caller):
             await self.stream.ended
         if self._reading is not None:
             await self._reading
+
+
+def _decoded(asked: Asked, data: bytes) -> JSON:
+    try:
+        found: JSON = json.loads(data)
+    except ValueError:
+        raise Wrong(f"{asked.token}: no JSON, {data[:200]!r}") from None
+    return found
 
 
 def _hello(revision: str) -> JSON:

@@ -36,6 +36,11 @@ class Fault:
     runs: bool = True
     does: str = "answer"
 
+    @property
+    def breaks(self) -> bool:
+        """Whether its server itself says what it should not."""
+        return self not in HARMLESS and not self.verb.startswith("client-")
+
 
 HARMLESS = (
     Fault("answer", EVERYWHERE, weight=70),
@@ -132,5 +137,6 @@ def faultsOf(behind: str, caller: str) -> tuple[Fault, ...]:
 
 def pick(dice: Random, behind: str, caller: str, faults: float) -> Fault:
     """What the next call is. faults: how many of a hundred go wrong."""
-    kinds = faultsOf(behind, caller) if dice.random() < faults / 100 else HARMLESS
+    kinds = faultsOf(behind, caller) if dice.random() < faults / 100 else ()
+    kinds = kinds or HARMLESS
     return dice.choices(kinds, [one.weight for one in kinds])[0]

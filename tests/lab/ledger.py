@@ -245,7 +245,8 @@ class Ledger:
             if not more:
                 return
             if time.monotonic() > until:
-                self.book.blame(f"left behind: {more}")
+                kinds = openFiles(self._gateway.process.transport.pid)
+                self.book.blame(f"left behind: {more}; open files: {kinds}")
                 return
             await pause(0.25)
 
@@ -262,10 +263,8 @@ class Ledger:
             await pause(0.1)
         else:
             self.book.blame(f"processes left: {left}")
-        for text in ("Traceback", "Unhandled"):
-            if text in process.err:
-                at = process.err.index(text)
-                self.book.blame(f"the gateway's log: {process.err[at : at + 3000]}")
+        if process.err:
+            self.book.blame(f"the gateway's log: {process.err}")
 
     # What came of it.
 
@@ -308,10 +307,29 @@ class Ledger:
 _USR2 = 12
 
 
+class _Watched(Process):
+    """A gateway of whose log no more is kept than what is no routine."""
+
+    _rest = ""
+    _kept = 0
+
+    def errReceived(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+        for line in lines:
+            # What servers write is their own affair.
+            if "[gateway.server#" in line:
+                continue
+            if "Traceback" in line or "Unhandled" in line or "#critical]" in line:
+                self._kept = 60
+            if self._kept > 0 and len(self.err) < 20_000:
+                self._kept -= 1
+                self.err += line + "\n"
+
+
 async def _gateway(config: Path) -> Gateway:
     listen = "tcp:0:interface=127.0.0.1"
     argv = ["-m", "tests.lab.watched", "--listen", listen, "--config", str(config)]
-    process = start([sys.executable, *argv])
+    process = start([sys.executable, *argv], process=_Watched())
     found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/")
     return Gateway(process, found[1])
 
@@ -333,6 +351,22 @@ def descendants(root: int) -> dict[int, str]:
         for pid, state in parents.get(todo.pop(), []):
             found[pid] = state
             todo.append(pid)
+    return found
+
+
+def openFiles(pid: int) -> Counter[str]:
+    """What a process has open, by kind; of a socket its state and its peer's port."""
+    sockets = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        sockets[f"socket:[{words[9]}]"] = f"tcp {int(words[2][9:], 16)} in state {words[3]}"
+    found: Counter[str] = Counter()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(entry.path)
+        except OSError:
+            continue
+        found[sockets.get(target, target.partition(":")[0])] += 1
     return found
 
 

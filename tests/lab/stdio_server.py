@@ -37,8 +37,11 @@ _late: dict = {}
 def write(data: bytes) -> None:
     with _lock:
         view = memoryview(data)
-        while view:
-            view = view[os.write(1, view) :]
+        try:
+            while view:
+                view = view[os.write(1, view) :]
+        except OSError:
+            os._exit(7)  # a verb closed it, or the gateway did
 
 
 def line(message: dict) -> bytes:
