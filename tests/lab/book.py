@@ -14,6 +14,8 @@ __all__ = ["Asked", "Book", "Wrong"]
 
 _KEPT = 40
 """Broken promises that are told one by one."""
+_TOLD = 5
+"""Tokens that are kept of each kind and outcome."""
 
 
 class Wrong(Exception):
@@ -68,7 +70,7 @@ class Book:
     The ledger of one run.
 
     promptly: seconds in which each call must end. outcomes: how many of each kind ended how.
-    wrong: the promises that were broken. slowest: seconds, of each kind.
+    wrong: the promises that were broken. slowest: seconds, of each kind. tokens: some of each kind and outcome.
     """
 
     promptly: float
@@ -79,6 +81,7 @@ class Book:
     asked: int = 0
     ended: int = 0
     slowest: dict[str, float] = field(factory=lambda: defaultdict(float))
+    tokens: dict[tuple[str, str], list[str]] = field(factory=lambda: defaultdict(list))
     _served: set[str] = field(factory=set)
     _refused: set[str] = field(factory=set)
     _open: set[str] = field(factory=set)
@@ -98,6 +101,8 @@ class Book:
         self.ended += 1
         verb = asked.fault.verb
         self.outcomes[verb][outcome] += 1
+        if len(told := self.tokens[verb, outcome]) < _TOLD:
+            told.append(asked.token)
         took = now - asked.began
         self.slowest[verb] = max(self.slowest[verb], took)
         if took > self.promptly:

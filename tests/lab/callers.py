@@ -163,6 +163,8 @@ class Caller:
 
     def ended(self, asked: Asked, outcome: str) -> None:
         self.plan.book.end(asked, outcome, self.plan.now())
+        if self.behind == "steady" and outcome != "result":
+            self.plan.book.blame(f"{asked.token}: {outcome}, of a server that did nothing wrong")
 
     def wrong(self, asked: Asked, why: object) -> None:
         self.plan.book.blame(f"{asked.fault.verb} {why}")
@@ -438,19 +440,21 @@ class StreamableCaller(_Posting):
         await self._told({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
         return await self.answered(client, asked)
 
-    async def _told(self, message: JSON | None, method: str = "POST") -> int:
+    async def _told(self, message: JSON | None, method: str = "POST", **others: str) -> int:
         other = await self.connect()
-        other.send(self.posted(message, method))
+        other.send(self.posted(message, method, **others))
         answer = await other.response()
         other.close()
         await other.ended
         return answer.status
 
     async def _client_delete(self, client: RawClient, asked: Asked) -> bool:
+        session = self.session
         client.send(self.posted(self.message(asked)))
         await pause(0.005)
-        status = await self._told(None, "DELETE")
-        self.session = ""
+        status = await self._told(None, "DELETE", Mcp_Session_Id=session)
+        if self.session == session:
+            self.session = ""
         if status not in (204, 404):
             raise Wrong(f"{asked.token}: DELETE {status}")
         return await self.answered(client, asked)

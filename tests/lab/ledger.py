@@ -413,6 +413,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--servers", default=",".join(SERVERS), help="of " + ", ".join(SERVERS))
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples")
     parser.add_argument("--plot", type=Path, help="where to draw what was held")
+    parser.add_argument("--tokens", action="store_true", help="tell some of each outcome")
     parser.add_argument("--keep", type=Path, help="a folder for the ledger and the configuration")
     return parser.parse_args()
 
@@ -440,6 +441,9 @@ async def _main(options: argparse.Namespace, place: Path) -> bool:
     print(f"ledger: --seed {options.seed} --calls {options.calls}, {len(FAULTS)} kinds of fault")
     await run.run()
     print(run.table())
+    if options.tokens:
+        for (verb, outcome), tokens in sorted(run.book.tokens.items()):
+            print(f"{verb}: {outcome}: {' '.join(tokens)}")
     print(run)
     for text in run.wrong:
         print("BROKEN", text)
