@@ -31,6 +31,8 @@ __all__ = ["LabServer"]
 
 JSON = dict[str, Any]
 AWAY = b"http://127.0.0.1:1/away"
+_RESUMABLE = 1000
+"""Calls whose streams can be resumed."""
 RESTART_SECONDS = 0.1
 """For how long a server that restarts refuses connections."""
 
@@ -157,13 +159,15 @@ class LabServer(FaultyUpstream):
 
     def _resume(self, request: Received) -> None:
         last = (request.header(b"last-event-id") or b"").decode()
-        call = self._resumable.pop(last.partition("/")[0], None)
+        token, _, seen = last.partition("/")
+        call = self._resumable.get(token)
         if call is None:
             request.reply(405, type=None)
             return
         request.stream()
-        request.chunk(_event(call.advanced(1), f"{call.token}/1"))
-        request.chunk(_event(call.result(), f"{call.token}/2"))
+        for number, message in enumerate((call.advanced(1), call.result()), 1):
+            if number > int(seen):
+                request.chunk(_event(message, f"{token}/{number}"))
         request.end()
 
     def _called(self, call: _Call, session: str) -> None:
@@ -296,6 +300,8 @@ class LabServer(FaultyUpstream):
             call.streamed(call.advanced(1), call.result())
             return
         self._resumable[call.token] = call
+        if len(self._resumable) > _RESUMABLE:
+            del self._resumable[next(iter(self._resumable))]
         request = call.request
         request.stream()
         request.chunk(f"id: {call.token}/0\nretry: 10\ndata:\n\n".encode())

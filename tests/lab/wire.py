@@ -68,7 +68,7 @@ class _Near(Protocol):
         self.passed = 0
         self.held = b""
         self.holding = False
-        self.gone = False
+        self.gone = self.left = False
 
     def connectionMade(self) -> None:
         if self.proxy.dice is not None and self.proxy.dice.random() < 0.02:
@@ -139,6 +139,8 @@ class _Near(Protocol):
             self.later(seconds, self.drip, size, seconds)
         else:
             self.holding, self.fault = False, ""
+            if self.left:
+                self.end()
 
     def end(self, reset: bool = False) -> None:
         self.gone = True
@@ -151,10 +153,10 @@ class _Near(Protocol):
             self.transport.loseConnection()
 
     def leave(self) -> None:
-        """The server has closed."""
+        """The server has closed; what it said before still goes on."""
+        self.left = True
         if not self.gone and not self.holding:
-            self.gone = True
-            self.transport.loseConnection()
+            self.end()
 
     def connectionLost(self, reason: Any = None) -> None:
         self.gone = True
