@@ -329,8 +329,7 @@ class _Posting(Caller):
     async def _client_pipelines(self, client: RawClient, asked: Asked) -> bool:
         other = self.asked(asked.fault)
         client.send(self.posted(self.message(asked)) + self.posted(self.message(other)))
-        alive = await self._both(client, asked, client, other)
-        return alive
+        return await self._both(client, asked, client, other)
 
     async def _client_duplicate_ids(self, client: RawClient, asked: Asked) -> bool:
         other = self.asked(asked.fault, asked.id)
@@ -341,9 +340,7 @@ class _Posting(Caller):
         second.reset()
         return alive
 
-    async def _both(
-        self, client: RawClient, asked: Asked, second: RawClient, other: Asked
-    ) -> bool:
+    async def _both(self, client: RawClient, asked: Asked, second: RawClient, other: Asked) -> bool:
         """The answers to two calls, the second of which is judged whatever the first was."""
         try:
             alive = await self.answered(client, asked)
@@ -510,7 +507,12 @@ class ModernCaller(_Posting):
 
     def wrong(self, asked: Asked, why: object) -> None:
         # Straight through: what a server says instead of an answer is its own affair.
-        if self.passed and isinstance(why, Wrong) and asked.fault.breaks and "crossed" not in str(why):
+        if (
+            self.passed
+            and isinstance(why, Wrong)
+            and asked.fault.breaks
+            and "crossed" not in str(why)
+        ):
             self.ended(asked, "what the server said, passed on")
         else:
             super().wrong(asked, why)

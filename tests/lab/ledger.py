@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field
-from processes import ROOT, Gateway, Process, start
+from processes import Gateway, Process, start
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.task import react
 
@@ -33,7 +33,7 @@ from .book import Book
 from .callers import KINDS, Caller, Plan, pause
 from .faults import FAULTS
 
-__all__ = ["Ledger", "Sample", "SERVERS"]
+__all__ = ["SERVERS", "Ledger", "Sample"]
 
 TIMEOUT = 2.0
 """Seconds that a call may take, as the gateway is configured."""
@@ -287,7 +287,7 @@ class Ledger:
         counts = self.counts
         text = (
             f"ledger seed {self.seed}: {self.book.asked:,} calls, {kinds} kinds, "
-            f"{len(self.servers)} servers × {len(KINDS)} proxies × {self.clients} clients, "
+            f"{len(self.servers)} servers, {len(KINDS)} proxies, {self.clients} clients of each, "
             f"{self.took:.1f} s, {self.rate:.0f} calls/s; {counts['answered']:,} ended, "
             f"{counts['executed']:,} executed in {counts['processes']:,} processes; "
             f"{self.book.broken} promises broken"

@@ -76,7 +76,10 @@ class Call:
     def result(self, **more: object) -> dict:
         complete = {"resultType": "complete"} if self.modern else {}
         seen = {"token": self.token}
-        return {"id": self.id, "result": {**complete, "content": [], "structuredContent": seen} | more}
+        return {
+            "id": self.id,
+            "result": {**complete, "content": [], "structuredContent": seen} | more,
+        }
 
     @property
     def line(self) -> bytes:
@@ -90,7 +93,7 @@ class Call:
         say({"method": "notifications/progress", "params": told})
 
 
-def do(call: Call, verb: str) -> None:  # noqa: C901 - a table of verbs
+def do(call: Call, verb: str) -> None:
     if verb == "exit-before":
         os._exit(3)
     call.executed()
@@ -160,7 +163,7 @@ def do(call: Call, verb: str) -> None:  # noqa: C901 - a table of verbs
     elif verb == "orphan":
         if os.fork() == 0:
             # It has no interpreter of its own to start, and holds our pipes.
-            os.execv("/bin/sleep", ["sleep", "600"])
+            os.execv("/bin/sleep", ["sleep", "600"])  # noqa: S606
         os._exit(6)
     elif verb == "close-stdout":
         os.close(1)
