@@ -70,7 +70,8 @@ class Book:
     The ledger of one run.
 
     promptly: seconds in which each call must end. outcomes: how many of each kind ended how.
-    wrong: the promises that were broken. slowest: seconds, of each kind. tokens: some of each kind and outcome.
+    wrong: the promises that were broken. slowest: seconds, of each kind. tokens: some of each kind
+    and outcome.
     """
 
     promptly: float
