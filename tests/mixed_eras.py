@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field
-from ledger import connected
 from live import Live, startLive
+from posting import connected
 from processes import ROOT
 from raw import NamedInHeader, RawClient
 from twisted.internet.defer import ensureDeferred, gatherResults

@@ -69,11 +69,16 @@ class Process(ProcessProtocol):
             self.transport.signalProcess(sig)
 
 
-def start(argv: Sequence[str], environ: dict[str, str] | None = None, cwd: str = "") -> Process:
-    """Start a process from the checkout."""
+def start(
+    argv: Sequence[str],
+    environ: dict[str, str] | None = None,
+    cwd: str = "",
+    process: Process | None = None,
+) -> Process:
+    """Start a process from the checkout. process: what hears its output."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
     env.update(environ or {})
-    process = Process()
+    process = process or Process()
     reactor.spawnProcess(  # type: ignore[attr-defined]
         process, argv[0], list(argv), env=env, path=cwd or str(ROOT)
     )

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw import AnsweringServer, Start, rpc
+from raw import AnsweringServer, Start, hello, rpc
 from raw import start as start
 from streams import Ear, Reading, cut, told
 
@@ -183,3 +183,28 @@ async def test_each_session_is_the_one_that_its_head_names(start: Start) -> None
         answer = await stack.ask(b"DELETE", b"/mcp", None, named)
         assert answer.status == (204 if status == 200 else 404)
     assert len(stack.shared.registry) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_sessions_on_one_connection_are_each_the_one_that_its_target_names(
+    start: Start,
+) -> None:
+    """As a reverse proxy sends them: heads that were known, of several sessions, one by one."""
+    stack = await start({"one": AnsweringServer("one")})
+    talks = [await stack.openSSE() for _ in range(2)]
+    unknown = talks[0][1][:-43] + b"x" * 43
+    client = await stack.connect()
+    for endpoint in (talk[1] for talk in talks):
+        for body in (hello(), rpc("notifications/initialized")):
+            assert (await stack.ask(b"POST", endpoint, body)).status == 202
+    for stream, _ in talks:
+        assert (await stream.message())["id"] == 1
+    for number, place in enumerate((0, 1, 0, 1, 2, 0, 2, 1, 1, 0, 2, 2, 0, 1), 2):
+        target = unknown if place == 2 else talks[place][1]
+        client.send(stack.request(b"POST", target, rpc("ping", number)))
+        answer = await client.response()
+        if place == 2:
+            assert answer.status == 404
+            continue
+        assert answer.status == 202, (number, answer)
+        assert (await talks[place][0].message())["id"] == number

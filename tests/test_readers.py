@@ -105,3 +105,21 @@ def test_over_http_a_get_stream_holds_the_servers() -> None:
     bench.relay.readerDrained(stream)
     assert link.held == []
     bench.end()
+
+
+def test_over_http_a_reader_that_blocks_at_its_first_bytes_holds_its_own_response_too() -> None:
+    bench = Bench(ScriptedServer(http=True)).opened()
+    link = bench.server.newest
+    target = bench.ask()
+    call = link.last("tools/call").call
+    bench.relay.readerBlocked(target)
+    assert link.held == []
+    open_(bench, target)
+    assert link.held == [call]
+    bench.relay.readerDrained(target)
+    assert link.held == []
+    # One that was gone before it was open holds nobody.
+    bench.relay.readerBlocked(target)
+    bench.relay.readerClosed(target)
+    assert link.held == []
+    bench.end()

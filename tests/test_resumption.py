@@ -12,10 +12,10 @@ import pytest
 import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger import posted
 from live import Start as LiveStart
 from live import faulty
 from live import live as live
+from posting import posted
 from raw import AnsweringServer, NamedInHeader, RawClient, Response, Stack, Start, rpc
 from raw import start as start
 from resuming import Reading, opened

@@ -48,6 +48,9 @@ class Readers:
     def opened(self, reader: object, target: object) -> None:
         """A stream is open."""
         self._targets[reader] = target
+        if self.perOrigin and reader in self._blocked:
+            # It blocked at its first bytes, before it was known what feeds it.
+            self._each(reader, hold=True)
         self.weigh()
 
     def closed(self, reader: object) -> None:
@@ -76,6 +79,8 @@ class Readers:
 
     def _each(self, reader: object, *, hold: bool) -> None:
         target = self._targets.get(reader)
+        if target is None:
+            return
         origins = [call for call in self.calls.values() if call.target is target]
         for call in origins:
             if call.via is not None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from cycles import Cycles, settled, wait
-from ledger import connected, posted
 from live import Live, faulty, startLive
+from posting import connected, posted
 from processes import start
 from raw import RawClient
 from resuming import Reading, opened

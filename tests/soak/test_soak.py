@@ -1,8 +1,4 @@
-"""
-Long runs, each of which prints its figures: `pytest -m soak -s tests/soak`.
-
-GATEWAY_SOAK_CALLS: calls of the ledger run. GATEWAY_SOAK_SEED: replays one.
-"""
+"""Long runs, each of which prints its figures: `pytest -m soak -s tests/soak`."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from ledger import Ledger, connected, posted
 from live import Live, startLive
+from posting import connected, posted
 from processes import ROOT, Gateway, start, startGateway
 from raw import RawClient
 from stdio_support import children
@@ -63,20 +59,6 @@ def held(gateway: Live) -> dict[str, int]:
         "sessions": len(gateway.service.registry),
         "children": len(children()),
     }
-
-
-@pytest.mark.acceptance(24)
-@pytest_twisted.ensureDeferred
-async def test_the_ledger(tmp_path: Path) -> None:
-    """Acceptance 24, ledger: thousands of calls through three proxies, servers failing."""
-    seed = int(os.environ.get("GATEWAY_SOAK_SEED", random.randrange(10**9)))
-    calls = int(os.environ.get("GATEWAY_SOAK_CALLS", 12_000))
-    print(f"\nledger: GATEWAY_SOAK_SEED={seed} GATEWAY_SOAK_CALLS={calls}")
-    began = time.monotonic()
-    run = Ledger(seed=seed, calls=calls, clients=8, file=tmp_path / "ledger")
-    await run.run()
-    run.check()
-    print(f"{run}; {time.monotonic() - began:.1f} s")
 
 
 @pytest.mark.acceptance(44)

@@ -16,7 +16,7 @@ import pytest
 import pytest_twisted
 from attrs import define
 from faulty_upstream import FaultyUpstream, Received
-from ledger import posted
+from posting import posted
 from processes import Gateway, startGateway
 from raw import RawClient
 from twisted.internet import reactor
