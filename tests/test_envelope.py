@@ -8,9 +8,9 @@ codec must agree with it on anything. GATEWAY_THOROUGH multiplies the number of 
 from __future__ import annotations
 
 import json
-import sys
 import os
 import re
+import sys
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings

@@ -373,8 +373,13 @@ class StreamableCaller(_Posting):
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     async def ready(self) -> None:
-        if self.session:
-            return
+        for _ in range(_TRIES):
+            if self.session:
+                return
+            await self._opened()
+
+    async def _opened(self) -> None:
+        """Open a session, or wait until another lane has."""
         if self._opening is not None:
             waits: Deferred[None] = Deferred()
             self._opening.append(waits)

@@ -17,12 +17,12 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
-from raw import RawClient
+from raw import RawClient, Response
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -35,6 +35,7 @@ import gateway
 from benchmarks.peers.found import PLACE, find
 from benchmarks.process import Background, NotStarted, freePort
 from benchmarks.subjects import STREAMABLE, Place, Subject
+from gateway.wire.sse import SSEParser
 
 from .callers import pause
 from .ledger import descendants
@@ -124,22 +125,13 @@ class Session:
         fields.update({name.lower(): value for name, value in head.headers})
         if head.status != 200:
             return f"HTTP {head.status}", {}
-        if not (head.header(b"content-type") or b"").startswith(b"text/event-stream"):
-            await client.body(head)
-            said = json.loads(head.body)
+        messages: list[JSON] = []
+        async for said in self._said(client, head):
             if not isinstance(said, dict):
                 return "answers what is no message", {}
-            messages = [said]
-        else:
-            messages = []
-            while (event := await client.event()) is not None:
-                said = json.loads(event.data or b"{}")
-                if not isinstance(said, dict):
-                    return "answers what is no message", {}
-                if said:
-                    messages.append(said)
-                    if "method" not in said:
-                        break
+            messages.append(said)
+            if "method" not in said:
+                break
         answers = [one for one in messages if "method" not in one]
         if not answers:
             return "ends without an answer", {}
@@ -147,6 +139,21 @@ class Session:
         if answer.get("id") != id:
             return "another's id", answer
         return ("answered" if "result" in answer else "error"), answer
+
+    async def _said(self, client: RawClient, head: Response) -> AsyncIterator[Any]:
+        """What is in an answer, JSON or an event stream, framed either way."""
+        streams = (head.header(b"content-type") or b"").startswith(b"text/event-stream")
+        if streams and head.header(b"content-length") is None:
+            while (event := await client.event()) is not None:
+                if event.data:
+                    yield json.loads(event.data)
+            return
+        await client.body(head)
+        if not streams:
+            yield json.loads(head.body)
+        for event in SSEParser(1 << 24).feed(head.body) if streams else ():
+            if event.data:
+                yield json.loads(event.data)
 
     def message(self, token: str, verb: str, id: object = None, place: int = 0) -> JSON:
         self.asked += 1
