@@ -222,8 +222,8 @@ class _Posting(Caller):
             others: list[RawClient] = []
             try:
                 await self._stream(client, asked, messages, resumes, others)
-            except _Lost:
-                self.ended(asked, "session lost")
+            except _Lost as lost:
+                self.ended(asked, str(lost))
                 return False
             finally:
                 # What it was resumed on is not the lane's.
@@ -281,7 +281,10 @@ class _Posting(Caller):
             if head.status != 200:
                 await client.body(head)
                 if head.status == 404:
-                    raise _Lost
+                    raise _Lost("session lost")
+                if head.status == 405 and self.server == "http":
+                    # The stream was its server's own, and that has lost its sessions.
+                    raise _Lost("nothing left to resume")
                 raise Wrong(f"{asked.token}: not resumed, {head}, after {messages}")
 
     # What clients do wrong.
