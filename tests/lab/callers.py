@@ -370,6 +370,8 @@ class StreamableCaller(_Posting):
         self.kind = "streamable"
         self.session = ""
         self.revision = self.dice.choice(REVISIONS)
+        self._listening: set[RawClient] = set()
+        self._listened: list[Deferred[None]] = []
         self._opening: list[Deferred[None]] | None = None
 
     def fields(self, message: JSON | None) -> dict[str, str]:
@@ -409,6 +411,8 @@ class StreamableCaller(_Posting):
                 client.send(self.posted(told))
                 said = await client.response()
                 self.plan.book.openings[f"{self.kind}: {said.status}"] += 1
+                self._listened = [one for one in self._listened if not one.called]
+                self._listened.append(ensureDeferred(self._listen(self.session)))
                 break
             why = json.loads(answer.body)["error"].get("data", {}).get("reason", "error")
             self.plan.book.openings[f"{self.kind}: {answer.status} {why}"] += 1
@@ -428,14 +432,36 @@ class StreamableCaller(_Posting):
         else:
             super().refused(asked, answer)
 
-    async def close(self) -> None:
-        if not self.session:
-            return
+    async def _listen(self, session: str) -> None:
+        """Hear the session's GET stream to its end: no answer is ever on it."""
         client = await self.connect()
-        client.send(self.posted(None, "DELETE"))
-        await client.response()
-        client.close()
+        self._listening.add(client)
+        try:
+            client.send(self.posted(None, "GET", Mcp_Session_Id=session))
+            if (await client.head()).status == 200:
+                while (event := await client.event()) is not None:
+                    message = json.loads(event.data or b'{"method":""}')
+                    if message.get("method") in (None, "notifications/progress"):
+                        self.plan.book.blame(f"{self.who}: on the GET stream, {message}")
+        except ConnectionClosed:
+            pass
+        except DeferredTimeout:
+            self.plan.book.blame(f"{self.who}: not even a heartbeat on the GET stream")
+        self._listening.discard(client)
+        client.reset()
         await client.ended
+
+    async def close(self) -> None:
+        if self.session:
+            client = await self.connect()
+            client.send(self.posted(None, "DELETE"))
+            await client.response()
+            client.close()
+            await client.ended
+        for client in list(self._listening):
+            client.reset()
+        for one in self._listened:
+            await one
 
     async def _client_cancel(self, client: RawClient, asked: Asked) -> bool:
         asked.id = f"cancelled {asked.token}"
