@@ -336,9 +336,10 @@ class _Posting(Caller):
 
     async def _client_duplicate_ids(self, client: RawClient, asked: Asked) -> bool:
         other = self.asked(asked.fault, asked.id)
+        requests = [self.posted(self.message(one)) for one in (asked, other)]
         second = await self.connect()
-        client.send(self.posted(self.message(asked)))
-        second.send(self.posted(self.message(other)))
+        client.send(requests[0])
+        second.send(requests[1])
         alive = await self._both(client, asked, second, other)
         second.reset()
         return alive

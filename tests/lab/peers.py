@@ -238,12 +238,24 @@ async def garbage(it: Trial) -> str:
     return f"{', '.join(told)}; then {await session.call('b', 'answer')}"
 
 
-async def duplicates(it: Trial) -> str:
+async def twoClients(it: Trial) -> str:
     sessions = [await it.session() for _ in range(2)]
+    told: Counter[str] = Counter()
+    for number in range(20):
+        calls = [
+            ensureDeferred(session.call(f"{name}-{number}", "slow", id=number % 4 + 1))
+            for name, session in zip("ab", sessions, strict=True)
+        ]
+        told.update(await gatherResults(calls))
+    return ", ".join(f"{count} {said}" for said, count in told.most_common())
+
+
+async def oneClient(it: Trial) -> str:
+    session = await it.session()
     calls = [
-        ensureDeferred(session.call(f"{name}-{number}", "slow", id=number % 4 + 1))
-        for number in range(20)
-        for name, session in zip("ab", sessions, strict=True)
+        ensureDeferred(session.call(f"{place}-{number}", "slow", id=number + 1))
+        for number in range(10)
+        for place in "ab"
     ]
     told = Counter(await gatherResults(calls))
     return ", ".join(f"{count} {said}" for said, count in told.most_common())
@@ -296,7 +308,8 @@ FAULTS: dict[str, Callable[[Trial], Awaitable[str]]] = {
     "the child exits in a call": exits,
     "the child hangs": hangs,
     "garbage, noise and a cut line before answers": garbage,
-    "equal ids of two clients, 40 calls": duplicates,
+    "equal ids of two clients at once, 40 calls": twoClients,
+    "equal ids in one session at once, 20 calls": oneClient,
     "the child is killed between calls": restarts,
     "a session that is not known": lost,
     "a client that does not read for 2 s": slow,
@@ -350,6 +363,8 @@ async def main(options: argparse.Namespace) -> None:
         print("| fault | " + " | ".join(names) + " |")
         print("|" + "---|" * (len(subjects) + 1))
         for fault, act in FAULTS.items():
+            if options.fault not in fault:
+                continue
             told = [await tried(subject, act, Path(name)) for subject in subjects]
             print(f"| {fault} | " + " | ".join(told) + " |", flush=True)
 
@@ -362,4 +377,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.lab.peers")
     parser.add_argument("--peers", type=Path, default=PLACE, help="where they are installed")
     parser.add_argument("--only", default="", help="these subjects")
+    parser.add_argument("--fault", default="", help="those whose name has this text")
     react(run, (parser.parse_args(),))
