@@ -4,7 +4,7 @@ The same faults through this gateway and through other programs that do its job,
     python -m tests.lab.peers [--peers DIR] [--only NAME,NAME]
 
 Each is started anew for each fault, in front of the scripted stdio server, over Streamable HTTP,
-with its defaults; ours with a time limit of three seconds for calls, which the others do not have.
+with its defaults, but for a time limit of three seconds for calls of ours.
 Peers are installed as benchmarks/README.md says; those that are not there are left out.
 """
 
