@@ -47,12 +47,13 @@ class Place:
     Where a subject is to run.
 
     port: it serves there; upstream: the port of the HTTP server behind it; directory: for its
-    files.
+    files. stdio: the command line of the stdio server behind it.
     """
 
     port: int
     upstream: int
     directory: Path
+    stdio: Sequence[str] = ECHO_STDIO
 
 
 Command = Callable[[Place], Sequence[str]]
@@ -98,7 +99,7 @@ def _gateway(lane: str, shared: bool | None, checkout: Path | None = None) -> Su
         if lane == HTTP:
             server = {"type": "http", "url": f"http://127.0.0.1:{place.upstream}/mcp"}
         else:
-            server = {"command": ECHO_STDIO[0], "args": ECHO_STDIO[1:]}
+            server = {"command": place.stdio[0], "args": place.stdio[1:]}
             server["isolation"] = "shared" if shared else "session"
         file = place.directory / f"gateway-{place.port}.json"
         file.write_text(json.dumps({"mcpServers": {"echo": server}}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -885,3 +886,13 @@ def test_a_line_is_the_message_and_its_end(space: bytes) -> None:
     assert isinstance(message, Message)
     assert message.encodeLine() == message.encode() + b"\n"
     assert message.encodeLine().count(b"\n") == 1 and b"\r" not in message.encodeLine()
+
+
+def test_encoding_a_line_leaves_nothing() -> None:
+    message = decode(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
+    assert isinstance(message, Message)
+    message.encodeLine()
+    before = sys.getallocatedblocks()
+    for _ in range(1000):
+        message.encodeLine()
+    assert sys.getallocatedblocks() - before < 100

@@ -15,7 +15,7 @@ from string import Template
 from attrs import define, field, frozen
 
 from benchmarks.process import ROOT
-from benchmarks.subjects import ECHO_STDIO, HTTP, LANES, SSE, STREAMABLE, Place, Subject
+from benchmarks.subjects import HTTP, LANES, SSE, STREAMABLE, Place, Subject
 
 __all__ = ["NAMES", "PLACE", "Absent", "Peers", "find"]
 
@@ -111,23 +111,23 @@ Options = Callable[[Place, str], Sequence[str]]
 
 def _pypiProxy(place: Place, lane: str) -> Sequence[str]:
     where = ["--host", "127.0.0.1", "--port", str(place.port)]
-    return [*where, "--log-level", "ERROR", "--", *ECHO_STDIO]
+    return [*where, "--log-level", "ERROR", "--", *place.stdio]
 
 
 def _npmProxy(place: Place, lane: str) -> Sequence[str]:
     kind = "sse" if lane == SSE else "stream"
     where = ["--host", "127.0.0.1", "--port", str(place.port)]
-    return [*where, "--server", kind, "--", *ECHO_STDIO]
+    return [*where, "--server", kind, "--", *place.stdio]
 
 
 def _supergateway(place: Place, lane: str) -> Sequence[str]:
     kind = ["sse"] if lane == SSE else ["streamableHttp", "--stateful"]
-    stdio = ["--stdio", shlex.join(ECHO_STDIO), "--port", str(place.port), "--logLevel", "none"]
+    stdio = ["--stdio", shlex.join(place.stdio), "--port", str(place.port), "--logLevel", "none"]
     return [*stdio, "--outputTransport", *kind]
 
 
 def _fastmcp(place: Place, lane: str) -> Sequence[str]:
-    server: dict[str, object] = {"command": ECHO_STDIO[0], "args": list(ECHO_STDIO[1:])}
+    server: dict[str, object] = {"command": place.stdio[0], "args": list(place.stdio[1:])}
     if lane == HTTP:
         server = {"url": f"http://127.0.0.1:{place.upstream}/mcp", "transport": "http"}
     file = place.directory / f"{place.port}-mcp.json"

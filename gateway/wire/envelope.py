@@ -141,7 +141,8 @@ class Message(msgspec.Struct, eq=False):
 
     def encodeLine(self) -> bytes:
         """The same with its end; a large message is not copied for that."""
-        data = _encodeLines((self.fields,))
+        # A list: of anything else msgspec 0.22 leaks an iterator at every call.
+        data = _encodeLines([self.fields])
         if data.find(b"\n", 0, len(data) - 1) >= 0 or b"\r" in data:
             return _oneLine(data[:-1]) + b"\n"
         return data

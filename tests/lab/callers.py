@@ -222,8 +222,8 @@ class _Posting(Caller):
             others: list[RawClient] = []
             try:
                 await self._stream(client, asked, messages, resumes, others)
-            except _Lost:
-                self.ended(asked, "session lost")
+            except _Lost as lost:
+                self.ended(asked, str(lost))
                 return False
             finally:
                 # What it was resumed on is not the lane's.
@@ -281,7 +281,10 @@ class _Posting(Caller):
             if head.status != 200:
                 await client.body(head)
                 if head.status == 404:
-                    raise _Lost
+                    raise _Lost("session lost")
+                if head.status == 405 and self.server == "http":
+                    # The stream was its server's own, and that has lost its sessions.
+                    raise _Lost("nothing left to resume")
                 raise Wrong(f"{asked.token}: not resumed, {head}, after {messages}")
 
     # What clients do wrong.
@@ -333,9 +336,10 @@ class _Posting(Caller):
 
     async def _client_duplicate_ids(self, client: RawClient, asked: Asked) -> bool:
         other = self.asked(asked.fault, asked.id)
+        requests = [self.posted(self.message(one)) for one in (asked, other)]
         second = await self.connect()
-        client.send(self.posted(self.message(asked)))
-        second.send(self.posted(self.message(other)))
+        client.send(requests[0])
+        second.send(requests[1])
         alive = await self._both(client, asked, second, other)
         second.reset()
         return alive
@@ -367,14 +371,21 @@ class StreamableCaller(_Posting):
         self.kind = "streamable"
         self.session = ""
         self.revision = self.dice.choice(REVISIONS)
+        self._listening: set[RawClient] = set()
+        self._listened: list[Deferred[None]] = []
         self._opening: list[Deferred[None]] | None = None
 
     def fields(self, message: JSON | None) -> dict[str, str]:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
     async def ready(self) -> None:
-        if self.session:
-            return
+        for _ in range(_TRIES):
+            if self.session:
+                return
+            await self._opened()
+
+    async def _opened(self) -> None:
+        """Open a session, or wait until another lane has."""
         if self._opening is not None:
             waits: Deferred[None] = Deferred()
             self._opening.append(waits)
@@ -401,6 +412,8 @@ class StreamableCaller(_Posting):
                 client.send(self.posted(told))
                 said = await client.response()
                 self.plan.book.openings[f"{self.kind}: {said.status}"] += 1
+                self._listened = [one for one in self._listened if not one.called]
+                self._listened.append(ensureDeferred(self._listen(self.session)))
                 break
             why = json.loads(answer.body)["error"].get("data", {}).get("reason", "error")
             self.plan.book.openings[f"{self.kind}: {answer.status} {why}"] += 1
@@ -420,14 +433,36 @@ class StreamableCaller(_Posting):
         else:
             super().refused(asked, answer)
 
-    async def close(self) -> None:
-        if not self.session:
-            return
+    async def _listen(self, session: str) -> None:
+        """Hear the session's GET stream to its end: no answer is ever on it."""
         client = await self.connect()
-        client.send(self.posted(None, "DELETE"))
-        await client.response()
-        client.close()
+        self._listening.add(client)
+        try:
+            client.send(self.posted(None, "GET", Mcp_Session_Id=session))
+            if (await client.head()).status == 200:
+                while (event := await client.event()) is not None:
+                    message = json.loads(event.data or b'{"method":""}')
+                    if message.get("method") in (None, "notifications/progress"):
+                        self.plan.book.blame(f"{self.who}: on the GET stream, {message}")
+        except ConnectionClosed:
+            pass
+        except DeferredTimeout:
+            self.plan.book.blame(f"{self.who}: not even a heartbeat on the GET stream")
+        self._listening.discard(client)
+        client.reset()
         await client.ended
+
+    async def close(self) -> None:
+        if self.session:
+            client = await self.connect()
+            client.send(self.posted(None, "DELETE"))
+            await client.response()
+            client.close()
+            await client.ended
+        for client in list(self._listening):
+            client.reset()
+        for one in self._listened:
+            await one
 
     async def _client_cancel(self, client: RawClient, asked: Asked) -> bool:
         asked.id = f"cancelled {asked.token}"

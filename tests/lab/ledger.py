@@ -389,10 +389,11 @@ def drawn(samples: list[Sample], file: Path) -> None:
     figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5))
     at = [sample.at for sample in samples]
     top.plot(at, [sample.rss / 1024 for sample in samples], label="RSS, MiB")
-    top.set_ylim(bottom=0)
+    top.set_ylim(0, 1.2 * max(sample.rss / 1024 for sample in samples))
     top.legend(loc="lower right")
     for name in ("fds", "timers", "sessions", "children", "zombies"):
         bottom.plot(at, [getattr(sample, name) for sample in samples], label=name)
+    bottom.set_ylim(0, 1.3 * max(sample.fds for sample in samples))
     bottom.set_xlabel("seconds")
     bottom.legend(loc="upper right", ncols=5, fontsize="small")
     figure.tight_layout()
