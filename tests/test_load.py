@@ -138,6 +138,7 @@ async def test_acceptance_92_modern_calls_count_too(start: Start, bound: str) ->
     assert full.json["error"]["data"]["reason"] == reason
     assert full.header(b"retry-after") == b"5"
     assert stack.observer.bounds == [bound]
+    assert len(stack.shared.load) == 1
     await stack.until(lambda: server.links and server.newest.of("tools/call"))
     server.newest.reply(server.newest.last("tools/call"))
     assert (await client.response()).status == 200

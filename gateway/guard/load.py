@@ -93,13 +93,18 @@ class Load:
 
     # Calls.
 
-    def has(self, account: Account) -> bool:
-        """Whether there is room for one more call of this account."""
-        return self.total.calls < self.room and account.calls < self.each
+    def has(self, principal: Principal) -> bool:
+        """Whether there is room for one more call of a principal's."""
+        return self.total.calls < self.room and self._callsOf(principal) < self.each
 
-    def refused(self, account: Account, server: str) -> tuple[Reason, str]:
-        """Why a call is turned away, after `has` said so."""
-        if account.calls >= self.each and self.stage < Stage.REFUSE_CALLS:
+    def _callsOf(self, principal: Principal) -> int:
+        # Whoever has none gets no account by being asked for.
+        account = self._accounts.get(principal)
+        return 0 if account is None else account.calls
+
+    def refused(self, principal: Principal, server: str) -> tuple[Reason, str]:
+        """Why a call is turned away, for which there is no room."""
+        if self._callsOf(principal) >= self.each and self.stage < Stage.REFUSE_CALLS:
             self.observer.observed(BoundReached("max_calls_per_principal", server))
             return Reason.RATE_LIMITED, "too many calls of yours run"
         short = self.stage >= Stage.REFUSE_CALLS

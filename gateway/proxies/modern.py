@@ -129,10 +129,9 @@ class ModernEndpoint:
             admitted.exchange.answer(202, ())
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
-        elif message.method != LISTEN and not self._hasRoom(context.principal):
-            account = self.shared.load.accountOf(context.principal)
-            self._fail(admitted, *self.shared.load.refused(account, self.server.name))
-            self.shared.load.forget(context.principal)
+        elif message.method != LISTEN and not self.shared.load.has(context.principal):
+            load = self.shared.load
+            self._fail(admitted, *load.refused(context.principal, self.server.name))
         elif self._judges and not permits(
             self.shared.policy, Direction.TO_SERVER, message, context
         ):
@@ -143,10 +142,6 @@ class ModernEndpoint:
             self._find(admitted, self._eras)
         else:
             self._found(admitted, self._eras.verdict.modern)
-
-    def _hasRoom(self, principal: Principal) -> bool:
-        load = self.shared.load
-        return load.has(load.accountOf(principal))
 
     def _opened(self, one: Passing | ModernReply, principal: Principal) -> None:
         """It is under way: count it, unless it only listens."""

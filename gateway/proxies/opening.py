@@ -95,7 +95,7 @@ def ask(
         return
     reason, why, again = Reason.SHUTTING_DOWN, "the gateway is shutting down", 0
     if shared.accepting:
-        reason, why = load.refused(account, context.server)
+        reason, why = load.refused(context.principal, context.server)
         again = shared.limits.retry_after
     shared.observer.observed(CallFailed(context.server, message.method, reason.value))
     target.answer(callFailed(message.id, reason, why, again))
