@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
 
 import attrs
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from listening import HOST, Front, request
 from modern_support import LISTENING, ModernServer, enveloped, fields
 from raw import Recorder
@@ -38,6 +41,14 @@ def error(exchanged: Exchanged) -> tuple[int, int]:
 def reason(exchanged: Exchanged) -> str:
     """`data.reason` of a call that failed."""
     return str(exchanged.json()["error"]["data"]["reason"])
+
+
+def answerOf(exchanged: Exchanged) -> Any:
+    """The one answer to a POST, in whatever way it travelled."""
+    if exchanged.header("content-type") == "application/json":
+        return exchanged.json()
+    (answer,) = exchanged.events()
+    return answer
 
 
 class Bench:
@@ -291,6 +302,121 @@ def test_acceptance_109_modern_calls_finish_and_listening_ends_in_order() -> Non
     assert listening.ended
     assert listening.events()[-1]["id"] == 6
     bench.end()
+
+
+@pytest.mark.acceptance(109)
+@pytest.mark.parametrize("isolation", ["session", "shared"])
+def test_acceptance_109_modern_calls_of_a_legacy_server_finish_in_its_pool(isolation: str) -> None:
+    old = ScriptedServer("one", isolation=isolation)
+    bench = Bench(old)
+    asked = modern(bench, enveloped(CALL, 5, name="echo"))
+    new = ScriptedServer("one", isolation=isolation, timeout=9.0)
+    bench.reload(new)
+    again = modern(bench, enveloped(CALL, 5, name="echo"))
+    for server, exchanged in ((new, again), (old, asked)):
+        link = server.newest
+        link.reply(link.last(CALL), b'{"content":[]}')
+        assert exchanged.json()["result"]["content"] == []
+        assert exchanged.json()["id"] == 5
+    bench.gateway.advance(0.1)
+    assert old.drained and not old.open and not new.drained
+    bench.end()
+
+
+def test_a_server_without_sessions_is_replaced_for_the_next_request() -> None:
+    old = ScriptedServer("one", http=True, sessionless=True)
+    bench = Bench(old)
+    client = bench.gateway.client("one")
+    client.initialize()
+    asked = client.post(client.request(5, CALL))
+    new = ScriptedServer("one", http=True, sessionless=True, timeout=9.0)
+    bench.reload(new)
+    link = old.newest
+    link.accept(link.last("notifications/initialized"))
+    link.reply(link.last(CALL), b'{"is":1}')
+    assert asked.json()["result"] == {"is": 1}
+    bench.gateway.advance(0.1)
+    assert old.drained and not old.open
+    client.initialize()
+    again = client.post(client.request(6, CALL))
+    new.newest.accept(new.newest.last("notifications/initialized"))
+    new.newest.reply(new.newest.last(CALL), b'{"is":2}')
+    assert again.json()["result"] == {"is": 2}
+    bench.end()
+
+
+# Whatever happens in whatever order.
+
+
+@pytest.mark.acceptance(109)
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=25)
+def test_acceptance_109_whatever_is_reloaded_each_call_has_one_answer(data: st.DataObject) -> None:
+    """Two names, three settings each: changed, removed, brought back, while sessions call."""
+    bench = Bench(ScriptedServer("a"), ScriptedServer("b"), drain_grace=3.0)
+    kept = {("a", 600.0): bench.gateway.servers[0], ("b", 600.0): bench.gateway.servers[1]}
+    every = list(kept.values())
+    clients: list[MemoryClient] = []
+    asked: list[tuple[int, Exchanged]] = []
+
+    def reload() -> None:
+        times = [data.draw(st.sampled_from([None, 600.0, 800.0, 900.0])) for _ in range(2)]
+        wanted = {(name, time) for name, time in zip("ab", times, strict=True) if time}
+        for key in set(kept) - (wanted or set(kept)):
+            del kept[key]
+        for name, time in wanted - set(kept):
+            kept[name, time] = ScriptedServer(name, timeout=time)
+            every.append(kept[name, time])
+        bench.reload(*kept.values())
+
+    def open_() -> None:
+        client = bench.gateway.client(data.draw(st.sampled_from("ab")))
+        answer = client.initialize()
+        served = any(f"/servers/{name}/" in client.path for name, _ in kept)
+        assert answer.status == (200 if served else 404)
+        if served:
+            clients.append(client)
+
+    def call() -> None:
+        if clients:
+            client = clients[data.draw(st.integers(0, len(clients) - 1))]
+            id = len(asked)
+            asked.append((id, client.post(client.request(id, CALL))))
+
+    def answer() -> None:
+        waiting = [
+            (link, sent)
+            for server in every
+            for link in server.open
+            for sent in link.of(CALL)
+            if sent.id not in {other.id for other in answered[link]}
+        ]
+        if waiting:
+            link, sent = waiting[data.draw(st.integers(0, len(waiting) - 1))]
+            answered[link].append(sent)
+            link.reply(sent)
+
+    answered: dict[Any, list[Any]] = collections.defaultdict(list)
+    steps = {"open": open_, "call": call, "answer": answer, "reload": reload}
+    for step in data.draw(st.lists(st.sampled_from([*steps, "call", "wait"]), max_size=30)):
+        if step == "wait":
+            bench.gateway.clock.pump([0.1] * data.draw(st.integers(1, 40)))
+        else:
+            steps[step]()
+    bench.gateway.clock.pump([0.1] * 40)
+    for server in every:
+        assert server.drained is (server not in kept.values())
+    stopped = bench.gateway.stop()
+    bench.gateway.clock.pump([0.1] * 40)
+    assert stopped.called and not bench.gateway.clock.getDelayedCalls()
+    for id, exchanged in asked:
+        message = answerOf(exchanged)
+        error = message.get("error")
+        # Of a server that is not there, nothing but the head is read.
+        unknown = exchanged.status == 404 and error["code"] == -32000
+        assert exchanged.ended and message.get("id") == (None if unknown else id)
+        ended = error and exchanged.status == 200 and error["data"]["reason"]
+        assert not ended or ended == "shutting_down"
 
 
 # What was on its way.

@@ -350,6 +350,8 @@ async def test_anEndedSessionEndsItsStream(start: Start) -> None:
     await it.stack.shared.registry.end(session, "shutdown")
     failed = await it.message()
     assert (failed["id"], failed["error"]["data"]["reason"]) == (7, "shutting_down")
+    last = await it.stream.event()
+    assert last is not None and (last.data, last.retry) == (None, b"5000")
     assert await it.stream.event() is None
     assert it.server.newest.closed
 

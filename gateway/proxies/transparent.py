@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from gateway.links.hello import ownHello
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
@@ -41,6 +42,8 @@ class TransparentProxy(StreamableProxy):
 
     _keepsNone: bool | None = field(default=None, init=False)
     _common: dict[str, Relay] = field(factory=dict, init=False)
+    _arriving: int = field(default=0, init=False)
+    """How many requests to a server that may keep no sessions wait for its link."""
 
     transparent = True
 
@@ -54,8 +57,14 @@ class TransparentProxy(StreamableProxy):
     # A server without sessions.
 
     def withoutSession(self, admitted: Admitted) -> None:
+        self._arriving += 1
         flow = Deferred.fromCoroutine(self._withoutSession(admitted))
+        flow.addBoth(self._arrived)
         flow.addErrback(self.ladder.broke, admitted.exchange)
+
+    def _arrived(self, result: Failure | None) -> Failure | None:
+        self._arriving -= 1
+        return result
 
     async def _withoutSession(self, admitted: Admitted) -> None:
         exchange, message = admitted.exchange, admitted.message
@@ -109,7 +118,9 @@ class TransparentProxy(StreamableProxy):
         return relay
 
     def running(self) -> bool:
-        return super().running() or any(relay.session.running for relay in self._common.values())
+        if self._arriving or super().running():
+            return True
+        return any(relay.session.running for relay in self._common.values())
 
     async def stop(self) -> None:
         await super().stop()
