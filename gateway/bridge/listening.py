@@ -14,7 +14,8 @@ Pure. Theory of operation:
     left the resource out of what it acknowledged. What a later stream is acknowledged without is
     not asked for again, unless the client subscribes again.
  4. A stream that ends by itself is opened again after a back-off. What the client may have missed
-    meanwhile it is told then: that the lists changed, and the resources.
+    meanwhile it is told then: that the lists changed, and the resources. It is told so at once
+    where the next stream is there already.
  5. A server that knows no `subscriptions/listen` (-32601) is asked no more.
  6. At most `most` resources; the oldest goes.
 """
@@ -271,7 +272,16 @@ class Listening:
             stream was cut.
         """
         if stream is self._old:
-            return self._ripened()
+            # Perhaps before the server knew of the new one.
+            effects = self._ripened()
+            return (
+                effects
+                if self._current is None
+                else [
+                    *effects,
+                    *self._mayHaveMissed(self._current),
+                ]
+            )
         if stream is self._current:
             self._current = None
             self._missed = True
