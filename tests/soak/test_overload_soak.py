@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import define, field
-from ledger import connected, posted
 from live import Live, faulty, startLive
+from posting import connected, posted
 from processes import ROOT, Gateway, startGateway
 from raw import NamedInHeader
 from twisted.internet import reactor
