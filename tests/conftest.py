@@ -48,6 +48,8 @@ def nothingUnhandled(request: pytest.FixtureRequest) -> Iterator[None]:
     globalLogPublisher.addObserver(observer)
     yield
     gc.collect()
+    # What is left is there for good, and would be looked at after each of thousands of tests.
+    gc.freeze()
     globalLogPublisher.removeObserver(observer)
     given.extend(failures)
     if not expected:

@@ -35,10 +35,10 @@ def held(service: GatewayService, reactor: Any) -> dict[str, int]:
 def main() -> None:
     make = tap.makeService
 
-    def makeWatched(options: tap.Options) -> GatewayService:
+    def makeWatched(options: tap.Options, **named: Any) -> GatewayService:
         from twisted.internet import reactor
 
-        service = make(options)
+        service = make(options, **named)
 
         def tell(*_: object) -> None:
             print("held " + json.dumps(held(service, reactor)), flush=True)
