@@ -38,7 +38,7 @@ from gateway.proxies.shared import Shared
 from gateway.wire.context import HeaderPairs
 from gateway.wire.envelope import Message, members
 from gateway.wire.exchange import EventSink, Exchange, RequestHead
-from gateway.wire.headers import isFieldValue
+from gateway.wire.headers import isFieldValue, nominated
 from gateway.wire.modern import LISTEN, listenCompleted
 from gateway.wire.refusals import Reason, Refusal, modernCallFailed
 from gateway.wire.sse import encodeEvent
@@ -117,17 +117,12 @@ def fieldsUp(head: RequestHead) -> HeaderPairs:
 def fieldsBack(pairs: Iterable[tuple[bytes, bytes]]) -> HeaderPairs:
     """The fields of a server's answer, in lower case, that its client gets."""
     pairs = list(pairs)
-    nominated = {
-        token.strip(b" \t").lower()
-        for name, value in pairs
-        if name == b"connection"
-        for token in value.split(b",")
-    }
+    hops = nominated(pairs)
     return tuple(
         (name, value)
         for name, value in pairs
         if name not in _OURS
-        and name not in nominated
+        and name not in hops
         and (name == _ALLOWED or not name.startswith(_OUR_FAMILIES))
     )
 

@@ -40,6 +40,7 @@ __all__ = [
     "isCredential",
     "isFieldValue",
     "isReserved",
+    "nominated",
     "requestHeaders",
 ]
 
@@ -146,23 +147,28 @@ def forwardableHeaders(
     Returns: what passes, in order, names in lower case. Applied again, it changes nothing.
     """
     lowered = [(name.lower(), value) for name, value in pairs]
-    nominated = {
-        token.strip(b" \t").lower()
-        for name, value in lowered
-        if name == b"connection"
-        for token in value.split(b",")
-    }
+    hops = nominated(lowered)
     return tuple(
         (name, value)
         for name, value in lowered
         if name not in _NEVER
-        and name not in nominated
+        and name not in hops
         and not name.startswith(_NEVER_FAMILIES)
         and (forwardAuthorization or not isCredential(name))
         and b"_" not in name
         and _TOKEN.fullmatch(name)
         and isFieldValue(value)
     )
+
+
+def nominated(pairs: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """The fields that `Connection` keeps to one hop (RFC 9110 section 7.6.1); in lower case."""
+    return {
+        token.strip(b" \t").lower()
+        for name, value in pairs
+        if name == b"connection"
+        for token in value.split(b",")
+    }
 
 
 def requestHeaders(
