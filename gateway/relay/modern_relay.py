@@ -20,7 +20,6 @@ from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, Direction, IPolicy, permits
 from gateway.links.interfaces import (
     EventMark,
-    Health,
     Hello,
     ILink,
     ILinkListener,
@@ -42,7 +41,7 @@ from gateway.relay.modern_router import Ended, ModernEffect, ModernRouter, towar
 from gateway.relay.replays import Replays
 from gateway.relay.target import Target
 from gateway.relay.times import CallTimes
-from gateway.settings import ServerSettings
+from gateway.servers.before import Before
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, callFailed
@@ -57,34 +56,16 @@ _NO_HELLO = Hello(b"{}")
 
 
 @implementer(IServer)
-@define(eq=False)
-class _Modern:
+@define(eq=False, repr=False)
+class _Modern(Before):
     """A server, as a LinkKeeper sees it: its links are of the modern era."""
 
     inner: ITwoEraServer
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def settings(self) -> ServerSettings:
-        return self.inner.settings
-
-    @property
-    def generation(self) -> int:
-        return self.inner.generation
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
     ) -> Deferred[ILink]:
         return self.inner.modernLink(listener, context)
-
-    def health(self) -> Health:
-        return self.inner.health()
-
-    def drain(self) -> Deferred[None]:
-        return self.inner.drain()
 
 
 @implementer(IKeptListener)

@@ -32,7 +32,6 @@ from gateway.links.bridged import BridgedLink
 from gateway.links.handover import Handover
 from gateway.links.hello import ownHello
 from gateway.links.interfaces import (
-    Health,
     Hello,
     ILink,
     ILinkListener,
@@ -43,8 +42,9 @@ from gateway.links.interfaces import (
 )
 from gateway.links.opening import SAYS_NOTHING, saysModern
 from gateway.observe.observer import IObserver
+from gateway.servers.before import Before
 from gateway.servers.verdicts import Verdict, Verdicts
-from gateway.settings import HTTPSettings, ServerSettings
+from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, members, text
 from gateway.wire.modern import SERVER_INFO, errorCode
@@ -69,7 +69,7 @@ _log = Logger()
 
 @implementer(ITwoEraServer)
 @define(eq=False, repr=False)
-class EraServer:
+class EraServer(Before):
     """
     Finds the era of another server, and gives clients of both a link to it.
 
@@ -96,28 +96,9 @@ class EraServer:
         self._set = _SET.get(settings.era)
 
     @property
-    def name(self) -> str:
-        """See IServer."""
-        return self.inner.name
-
-    @property
-    def settings(self) -> ServerSettings:
-        """See IServer."""
-        return self.inner.settings
-
-    @property
-    def generation(self) -> int:
-        """See IServer."""
-        return self.inner.generation
-
-    @property
     def verdict(self) -> Verdict:
         """What is known of the server, or configured."""
         return self._set or self.verdicts.of(self._key)
-
-    def health(self) -> Health:
-        """See IServer."""
-        return self.inner.health()
 
     # Legacy clients.
 

@@ -18,7 +18,6 @@ from zope.interface import implementer
 from gateway.guard.limits import Limits
 from gateway.links.hello import ownHello
 from gateway.links.interfaces import (
-    Health,
     Hello,
     ILink,
     ILinkListener,
@@ -27,9 +26,10 @@ from gateway.links.interfaces import (
     Reason,
 )
 from gateway.observe.observer import IObserver
+from gateway.servers.before import Before
 from gateway.servers.hub import Hub, HubParts
 from gateway.servers.shared_link import SharedLink
-from gateway.settings import HTTPSettings, ServerSettings
+from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, members, text
 from gateway.wire.revisions import LEGACY
@@ -42,7 +42,7 @@ _log = Logger()
 
 @implementer(IServer)
 @define(eq=False, repr=False)
-class SharedServer:
+class SharedServer(Before):
     """
     Gives every session a SharedLink on the one link of another server.
 
@@ -76,21 +76,6 @@ class SharedServer:
             self._forget,
             self._unused,
         )
-
-    @property
-    def name(self) -> str:
-        """See IServer."""
-        return self.inner.name
-
-    @property
-    def settings(self) -> ServerSettings:
-        """See IServer."""
-        return self.inner.settings
-
-    @property
-    def generation(self) -> int:
-        """See IServer."""
-        return self.inner.generation
 
     def link(
         self, hello: Hello, listener: ILinkListener, context: CallContext, ownStreams: bool = False
@@ -168,10 +153,6 @@ class SharedServer:
         resting, self._resting = self._resting, None
         if resting is not None:
             resting.cancel()
-
-    def health(self) -> Health:
-        """See IServer."""
-        return self.inner.health()
 
     def drain(self) -> Deferred[None]:
         """See IServer. The sessions that are on the link are told."""
