@@ -22,6 +22,7 @@ from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted
 from gateway.proxies.opening import newRelay
 from gateway.proxies.streamable import StreamableProxy
+from gateway.proxies.streams import openStream
 from gateway.relay.relay import Relay
 from gateway.relay.sender import SessionOver
 from gateway.sessions.ids import tagOf
@@ -151,10 +152,14 @@ class TransparentProxy(StreamableProxy):
             relay.detach(feed)
 
         exchange.onGone = left
-        opened = await self._listen(admitted, relay, feed)
+        last = exchange.head.header(b"last-event-id")
+        opened = await self._listen(admitted, relay, feed, last)
         exchange.onGone = None
         if relay.session.ended:
             self.ladder.refuse(exchange, refusals.sessionNotFound(), "session")
+        elif not opened and (owed := relay.owed(last or b"")) is not None:
+            feed.stream = openStream(exchange, self.shared, self.server.name, feed.cut)
+            feed.finish(owed.encode())
         elif not opened:
             refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
             self.ladder.refuse(exchange, refusal, "link")
@@ -163,18 +168,23 @@ class TransparentProxy(StreamableProxy):
             return
         relay.detach(feed)
 
-    async def _listen(self, admitted: Admitted, relay: Relay, feed: Channel) -> bool:
+    async def _listen(
+        self, admitted: Admitted, relay: Relay, feed: Channel, last: bytes | None
+    ) -> bool:
         """
         Open the server's stream; a lost session of the server is made again, once.
 
         Returns whether it is open.
         """
-        last = admitted.exchange.head.header(b"last-event-id")
         for again in (False, True):
             try:
                 link = await relay.acquire(admitted.context)
+                if last is not None and relay.isLost(last, link):
+                    return False
                 relay.opens(feed, link)
                 await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
+                if last is not None:
+                    relay.resumes(last, feed)
                 return True
             except ListenRefused as error:
                 if error.status != 404:

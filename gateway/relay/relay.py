@@ -339,6 +339,45 @@ class Relay:
         self._streams[stream] = link
         self._tidy()
 
+    def isLost(self, last: bytes, link: ILink) -> bool:
+        """
+        Whether the stream that had the event id `last` cannot be resumed on this link, whatever
+        its server says: its call is over, or ran in a session that the server has lost since.
+        """
+        known = self.router.numbered.find(last)
+        if known is None:
+            return False
+        call = self.router.calls.get(known.upstream)
+        return known.kept is not None or (call is not None and call.via is not link)
+
+    def resumes(self, last: bytes, stream: Target) -> None:
+        """The server resumes on this stream the one that had the event id `last`."""
+        known = self.router.numbered.find(last)
+        if known is not None:
+            self.router.numbered.resumed(known, stream)
+
+    def owed(self, last: bytes) -> Message | None:
+        """
+        The answer to a call whose stream had the event id `last` and will not be resumed. The call
+        is over then. None where there is no such call, or nothing left of it to tell.
+        """
+        known = self.router.numbered.find(last)
+        if known is None:
+            return None
+        self.router.numbered.forget(known)
+        call = self.router.calls.get(known.upstream)
+        if call is None:
+            unseen = _unresumed(known.id) if known.answered else None
+            return known.kept or unseen
+        if call.present:
+            # Its client has left that stream for this one.
+            self.gone(call.target)
+            call.target.close()  # type: ignore[attr-defined]
+        del self.router.calls[call.upstream]
+        answer = _unresumed(call.id)
+        self._ended(call.request.method, call.started, answer, Reason.OUTCOME_UNKNOWN.value)
+        return answer
+
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""
         self._do(self.router.attached(stream))
@@ -402,10 +441,8 @@ class Relay:
         effects = self.router.fromServer(message, origin, self.clock.seconds())
         if not self.transparent:
             mark = None
-        elif mark is not None and mark.id is not None and isinstance(origin, Call):
-            for effect in effects:
-                if isinstance(effect, Deliver) and effect.target is origin.target:
-                    origin.numbered = True
+        elif mark is not None and mark.id is not None:
+            self._numbered(origin, mark.id, effects)
         self._do(effects, mark)
         if self._keeper.retired:
             self._tidy()
@@ -415,10 +452,40 @@ class Relay:
             return
         if isinstance(origin, Call):
             if origin.present and origin.streams:
-                origin.numbered = origin.numbered or mark.id is not None
+                if mark.id is not None:
+                    self._sent(origin, mark.id)
                 origin.target.marked(mark)  # type: ignore[attr-defined]
         elif origin in self.router.streams:
+            if mark.id is not None:
+                self._forgot(self.router.numbered.wentOn(origin, mark.id))
             origin.marked(mark)  # type: ignore[attr-defined]
+
+    def _numbered(self, origin: object, id: bytes, effects: list[Effect]) -> None:
+        """A message came in an event with an id, which its client can resume from."""
+        if not isinstance(origin, Call):
+            self._forgot(self.router.numbered.wentOn(origin, id))
+            return
+        for effect in effects:
+            if isinstance(effect, Deliver) and effect.target is origin.target:
+                self._sent(origin, id)
+            elif isinstance(effect, Answer):
+                self.router.numbered.answered(effect.call)
+
+    def _sent(self, call: Call, id: bytes) -> None:
+        call.numbered = True
+        self._forgot(self.router.numbered.sent(call, id))
+
+    def _unheard(self, call: Call, answer: Message) -> bool:
+        """A call ended whose client left its stream. Returns whether that can still be told."""
+        stream = self.router.numbered.resuming(call)
+        if stream is None:
+            return self.router.numbered.keep(call, answer)
+        stream.answer(answer)  # type: ignore[attr-defined]
+        return True
+
+    def _forgot(self, kept: int) -> None:
+        for _ in range(kept):
+            self._drop("client_gone")
 
     def ended(self, origin: object) -> None:
         if origin in self.router.streams:
@@ -524,7 +591,7 @@ class Relay:
                 self._ended(call.request.method, call.started, effect.message, effect.failed)
                 if call.present:
                     call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
-                else:
+                elif not call.numbered or not self._unheard(call, effect.message):
                     self._drop("client_gone")
             elif type(effect) is Deliver:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
@@ -597,6 +664,7 @@ class Relay:
             if reason in _RECEDES:
                 stream.recede(self.limits.retry_after * 1000)
             stream.close()
+        self._forgot(self.router.numbered.end())
         self.sender.forget()
         if self.events is not None:
             self.events.forget()
@@ -616,6 +684,10 @@ class Relay:
             target.lost(call.id)
         else:
             target.answer(answer)
+
+
+def _unresumed(id: bytes) -> Message:
+    return callFailed(id, Reason.OUTCOME_UNKNOWN, "the server cannot resume the call's stream")
 
 
 def _isSessionless(sent: object) -> bool:

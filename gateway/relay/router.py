@@ -37,6 +37,7 @@ from gateway.relay.effects import (
     Forward,
     OwnEnded,
 )
+from gateway.relay.numbered import Numbered
 from gateway.relay.questions import Questions
 from gateway.relay.recovery import learn
 from gateway.relay.replays import Replays, told
@@ -96,6 +97,7 @@ class Router:
     replays: Replays = field(factory=lambda: Replays("none"))
     calls: dict[bytes, Call] = field(factory=dict, init=False)
     soonest: float = field(default=_NEVER, init=False)
+    numbered: Numbered = field(init=False)
     _routes: Routes = field(init=False)
     _questions: Questions = field(factory=Questions, init=False)
     _waiting: WaitingRoom = field(init=False)
@@ -105,6 +107,7 @@ class Router:
 
     def __attrs_post_init__(self) -> None:
         self._routes = Routes(self.calls, self.strict)
+        self.numbered = Numbered(self.limits)
         self._waiting = WaitingRoom(self.limits)
         self.greeted()
 
@@ -249,6 +252,9 @@ class Router:
         assert message.id is not None
         call = self.calls.pop(message.id, None)
         if call is None:
+            again = self.numbered.again(message, origin)
+            if again is not None:
+                return [Deliver(again, origin)]
             known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
             return [self._dropped("late_answer" if known else "unknown_id")]
         effects: list[Effect] = []
@@ -364,6 +370,7 @@ class Router:
 
     def detached(self, stream: object) -> None:
         """A stream ended."""
+        self.numbered.left(stream)
         if stream in self._routes.attached:
             self._routes.attached.remove(stream)
 

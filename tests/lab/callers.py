@@ -282,9 +282,6 @@ class _Posting(Caller):
                 await client.body(head)
                 if head.status == 404:
                     raise _Lost("session lost")
-                if head.status == 405 and self.server == "http":
-                    # The stream was its server's own, and that has lost its sessions.
-                    raise _Lost("nothing left to resume")
                 raise Wrong(f"{asked.token}: not resumed, {head}, after {messages}")
 
     # What clients do wrong.
