@@ -262,7 +262,8 @@ class _Posting(Caller):
                             raise Wrong(f"{asked.token}: an event came twice")
                         seen.add(event.id)
                         last = event.id
-                    if event.data:
+                    # Other types are none of MCP's, and its clients skip them.
+                    if event.data and event.event == b"message":
                         messages.append(_decoded(asked, event.data))
                     if resumes and last:
                         resumes -= 1
@@ -529,13 +530,6 @@ class ModernCaller(_Posting):
     def passed(self) -> bool:
         """Whether its bytes go straight through."""
         return self.behind in ("http", "wire") and self.server.endswith("modern")
-
-    def cut(self, asked: Asked, error: Exception) -> None:
-        # A stream that a server broke off is broken off: nothing is said in its place.
-        if self.passed and isinstance(error, ConnectionClosed):
-            self.ended(asked, "cut, as the server was")
-        else:
-            super().cut(asked, error)
 
     def wrong(self, asked: Asked, why: object) -> None:
         # Straight through: what a server says instead of an answer is its own affair.
