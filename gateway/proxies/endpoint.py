@@ -121,7 +121,7 @@ class StreamableEndpoint:
                 self.get(admitted, relay)
             else:
                 self._delete(admitted, session)
-        elif self.successor is not None:
+        elif self.successor is not None and not self.modern.parks(admitted):
             self.successor(admitted)
         elif admitted.claim is not None:
             self.modern.serve(admitted)

@@ -31,19 +31,18 @@ from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
 from gateway.proxies.ladder import Admitted, Ladder, Then
 from gateway.proxies.modern_reply import ModernReply
+from gateway.proxies.opening import newPool
 from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
 from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
 from gateway.relay.pool import LegacyPool
-from gateway.relay.relay import Relay
 from gateway.relay.replays import Replays
 from gateway.relay.times import CallTimes
 from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
-from gateway.sessions.registry import Session
 from gateway.wire import refusals
-from gateway.wire.context import CallContext, Principal
+from gateway.wire.context import Principal
 from gateway.wire.envelope import NOTIFICATION, Message, text
 from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
@@ -56,24 +55,6 @@ _LEVELS = frozenset(
     {"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}
 )
 _UNAUTHORIZED = (401, 403)
-
-
-def legacyCalls(server: IServer, shared: Shared) -> ModernCalls:
-    """What answers modern requests for a legacy server."""
-
-    def makeRelay(session: Session, context: CallContext) -> Relay:
-        return Relay(
-            session,
-            server,
-            shared.registry,
-            shared.policy,
-            shared.limits,
-            shared.clock,
-            shared.observer,
-            context,
-        )
-
-    return LegacyPool(server, shared.limits, shared.clock, shared.observer, makeRelay)
 
 
 @define(eq=False)
@@ -90,8 +71,10 @@ class ModernEndpoint:
     ladder: Ladder
     _eras: EraServer | None = field(init=False)
     _relay: ModernCalls | None = field(default=None, init=False)
-    _pool: ModernCalls | None = field(default=None, init=False)
+    _pool: LegacyPool | None = field(default=None, init=False)
     successor: Then | None = field(default=None, init=False)
+    _before: list[ModernEndpoint] = field(factory=list, init=False)
+    """Those that this one replaced, as long as calls there wait for their clients' input."""
     _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
@@ -110,6 +93,26 @@ class ModernEndpoint:
     def running(self) -> bool:
         """Whether a call runs that its client waits for; listening is none."""
         return self._finding > 0 or any(not one.listens for one in self._open)
+
+    def parked(self) -> bool:
+        """Whether calls wait for input of their clients, which may come yet."""
+        return self._pool is not None and self._pool.parked
+
+    def parks(self, admitted: Admitted) -> bool:
+        """Whether a request brings the input that a call here waits for."""
+        message, pool = admitted.message, self._pool
+        if pool is None or not pool.parked or message is None or message.kind is NOTIFICATION:
+            return False
+        return pool.parks(message, admitted.context)
+
+    def follows(self, other: ModernEndpoint) -> None:
+        """Have calls that wait for their clients there be continued from here, too."""
+        self._before = [one for one in (*other._before, *self._before, other) if one.parked()]
+
+    def _continued(self, admitted: Admitted) -> ModernEndpoint | None:
+        """Where the call runs that a request continues, if that is one that was replaced."""
+        self._before = [one for one in self._before if one.parked()]
+        return next((one for one in self._before if one.parks(admitted)), None)
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
@@ -136,6 +139,10 @@ class ModernEndpoint:
             self.shared.policy, Direction.TO_SERVER, message, context
         ):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
+        elif self._before and (before := self._continued(admitted)) is not None:
+            before.serve(admitted)
+        elif self.parks(admitted):
+            self._judged(admitted, self._callsOf(False))
         elif self._eras is None:
             self._found(admitted, False)
         elif self._eras.verdict.modern is None:
@@ -214,7 +221,7 @@ class ModernEndpoint:
         shared = self.shared
         if not modern or self._eras is None:
             if self._pool is None:
-                self._pool = legacyCalls(self.server, shared)
+                self._pool = newPool(shared, self.server)
             return self._pool
         if self._relay is None:
             self._relay = ModernRelay(

@@ -13,9 +13,9 @@ streamable-http): nothing is read of it but what policy and record need, and not
     A client that is gone has cancelled: the connection to the server is closed at once.
  3. Silence lasts `timeout` seconds at most, before the head and between bytes, and all of it
     `max_timeout`; the stream of a `subscriptions/listen` has neither once its head is there.
- 4. What fails before the head is answered, and so is what fails in an event stream that has no answer
-    yet, be it broken off or ended: by one error in a last event. Of any other body all that is left
-    is to cut the connection.
+ 4. What fails before the head is answered, and so is what fails in an event stream that has no
+    answer yet, be it broken off or ended: by one error in a last event. Of any other body all that
+    is left is to cut the connection.
  5. Policy was asked of the request. Of what comes back it is not: nobody reads that here.
  6. Where the connection is cut and its client was given nothing yet, a request that changes nothing
     is sent once more, if the server's `replay` allows (`gateway.relay.replays`). What tools do is

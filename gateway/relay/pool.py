@@ -110,6 +110,23 @@ class LegacyPool:
         """Whether a call runs that its client still waits for; listening does not count."""
         return len(self.replies) > len(self._listening)
 
+    @property
+    def parked(self) -> bool:
+        """Whether calls wait for input of their clients."""
+        return bool(self._parked)
+
+    def parks(self, message: Message, context: CallContext) -> bool:
+        """Whether a request continues a call that is parked here, be it in time or not."""
+        return self._named(message, context) is not None
+
+    def _named(self, message: Message, context: CallContext) -> tuple[ModernCall, Named] | None:
+        """The parked call that a request's state names, where it is that one's."""
+        binding = self._bindingOf(message, context)
+        state = message.paramText("requestState")
+        named = self._states.open(state, binding, self.clock.seconds())
+        call = None if named is None else self._parked.get(named.call)
+        return None if call is None or named is None else (call, named)
+
     # ModernCalls.
 
     def request(self, message: Message, target: Target, context: CallContext) -> None:
@@ -156,6 +173,8 @@ class LegacyPool:
         for call in [*self._callers.waiting, *self._opening]:
             self.ended(call, callFailed(call.id, Reason.SHUTTING_DOWN, why))
         self._callers.endAll("shutdown")
+        for _ in self._parked:
+            self.dropped("client_gone")
         self._parked.clear()
         ended: Deferred[list[None]] = gatherResults(list(self._callers.closing))
         return ended.addCallback(lambda _: None)
@@ -405,10 +424,8 @@ class LegacyPool:
     def _retry(self, reply: Reply) -> None:
         """A request that continues a parked call."""
         message = reply.message
-        binding = self._bindingOf(message, reply.context)
-        named = self._states.open(message.paramText("requestState"), binding, self.clock.seconds())
-        call = None if named is None else self._parked.get(named.call)
-        if call is None or named is None or call.round != named.round:
+        found = self._named(message, reply.context)
+        if found is None or found[0].round != found[1].round:
             self.refuse(reply, -32602, "requestState is not valid")
             return
         try:
@@ -416,6 +433,7 @@ class LegacyPool:
         except Malformed:
             self.refuse(reply, -32602, "Invalid params: inputResponses")
             return
+        call = found[0]
         del self._parked[call.name]
         call.declared, call.context = reply.declared, reply.context
         call.respond(responses)
