@@ -327,6 +327,12 @@ class Running:
         if old.name not in self.generations and not self._draining:
             self._route()
 
+    def endIdle(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions. Returns how many."""
+        generations = (*self.generations.values(), *self._retiring)
+        pooled = sum(one.mount.http.modern.shed(part) for one in generations)
+        return pooled + self.shared.registry.endIdle(part)
+
     # The end.
 
     def busy(self) -> bool:

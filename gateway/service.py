@@ -152,9 +152,7 @@ class GatewayService(Service):
         self._stopWatching()
         limit, shared = self.configuration.gateway.memory_limit, run.shared
         limit = limitOfCgroup() if limit is None else limit
-        self._memory = MemoryWatch(
-            self._clock, self._observer, shared.load, limit, shared.registry.endIdle
-        )
+        self._memory = MemoryWatch(self._clock, self._observer, shared.load, limit, run.endIdle)
         self._memory.start()
 
     def _stopWatching(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from hypothesis import given
@@ -27,8 +28,9 @@ from gateway.guard.memory import (
     resident,
     stageOf,
 )
-from gateway.observe.observer import CallFailed, MemoryPressed, SessionEnded
+from gateway.observe.observer import BoundReached, CallFailed, MemoryPressed, SessionEnded
 from gateway.service import GatewayService
+from gateway.testing import MemoryGateway, ScriptedServer
 from gateway.wire.context import ANONYMOUS
 
 ALICE, BOB = [(b"X-Who", b"alice")], [(b"X-Who", b"bob")]
@@ -95,6 +97,49 @@ async def test_acceptance_96_who_floods_is_turned_away_and_others_are_not(start:
     link.reply(link.last("tools/call"))
     assert (await one.response()).json["id"] == 1
     assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 5), flooding)).json
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_so_is_who_floods_a_server_without_sessions(start: Start) -> None:
+    server = AnsweringServer("one", http=True, sessionless=True)
+    stack = await start(
+        {"one": server},
+        authenticator=NamedInHeader(),
+        limits=Limits(max_calls_per_principal=2),
+    )
+    load = stack.shared.load
+    assert (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 0), ALICE)).status == 200
+    server.answers = False
+    one = await begun(stack, ALICE, 1, 1)
+    two = await begun(stack, ALICE, 2, 2)
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 3), ALICE)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    assert stack.observer.bounds == ["max_calls_per_principal"]
+    # Of each there are as many, whoever else is there.
+    his = await begun(stack, BOB, 4, 3)
+    await begun(stack, BOB, 5, 4)
+    assert len(load) == 2
+    link = server.links[0]
+    calls = link.of("tools/call")
+    link.reply(calls[1])
+    assert (await one.response()).json["id"] == 1
+    again = await begun(stack, ALICE, 6, 4)
+    # Who leaves has not cancelled: the call goes on, and counts.
+    again.reset()
+    await again.ended
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 7), ALICE)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    for sent in calls[2:]:
+        link.reply(sent)
+    assert (await two.response()).json["id"] == 2
+    assert (await his.response()).json["id"] == 4
+    link.reply(link.of("tools/call")[-1])
+    assert (load.total.calls, len(load)) == (0, 0)
+    # So it is when all of it ends.
+    await begun(stack, ALICE, 8, 1)
+    await stack.mounts["one"].http.stop()
+    assert (load.total.calls, len(load)) == (0, 0)
 
 
 @pytest.mark.acceptance(92)
@@ -232,6 +277,36 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
     assert stages == [1, 2, 3, 0]
     assert set(stack.observer.bounds) == {"memory_limit"}
     watch.stop()
+
+
+@pytest.mark.acceptance(95)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_acceptance_95_idle_sessions_of_modern_callers_end_too(replaced: bool) -> None:
+    server = ScriptedServer("one")
+    gateway = MemoryGateway((server,), options={"observer": (observed := Observed())})
+    client = gateway.client("one")
+    answers = []
+    for id in (1, 2):
+        # Where the server may ask, each call has a session to itself.
+        asks = {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
+        body = enveloped("tools/call", id, meta=asks, name="x")
+        pairs = {name.decode(): value.decode() for name, value in fields(body)}
+        answers.append(client.send("POST", body, **pairs))
+    idle, busy = server.open
+    idle.reply(idle.last("tools/call"), b'{"content":[]}')
+    gateway.advance(0)
+    assert answers[0].json()["id"] == 1
+    if replaced:
+        gateway.reload((ScriptedServer("one", timeout=9.0),))
+    settings = gateway.service.configuration.gateway
+    pressed = attrs.evolve(settings, memory_limit=1)
+    gateway.service.reload(attrs.evolve(gateway.service.configuration, gateway=pressed))
+    assert server.open == [busy]
+    assert BoundReached("memory_limit", "one") in observed.events
+    busy.reply(busy.last("tools/call"), b'{"content":[]}')
+    assert answers[1].json()["id"] == 2
+    gateway.advance(60)
+    assert gateway.stop().called and not server.open
 
 
 def test_a_look_now_and_then_and_none_without_a_limit() -> None:

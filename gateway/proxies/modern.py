@@ -94,6 +94,10 @@ class ModernEndpoint:
         """Whether a call runs that its client waits for; listening is none."""
         return self._finding > 0 or any(not one.listens for one in self._open)
 
+    def shed(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions with the server."""
+        return 0 if self._pool is None else self._pool.shed(part)
+
     def parked(self) -> bool:
         """Whether calls wait for input of their clients, which may come yet."""
         return self._pool is not None and self._pool.parked

@@ -23,7 +23,7 @@ from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, Refusal, callFailed
 
-__all__ = ["ask", "handshake", "newPool", "newRelay", "newSession"]
+__all__ = ["ask", "askOfAll", "handshake", "newPool", "newRelay", "newSession"]
 
 _log = Logger()
 
@@ -92,7 +92,27 @@ def ask(
     # `Load.has`, which is too dear to call here.
     if shared.accepting and load.total.calls < load.room and account.calls < load.each:
         relay.request(message, target, streams, context)
-        return
+    else:
+        _turnAway(shared, message, target, context)
+
+
+def askOfAll(
+    shared: Shared,
+    relay: Relay,
+    message: Message,
+    target: Target,
+    streams: bool,
+    context: CallContext,
+) -> None:
+    """The same where all clients of a server share its relay, so that each has an account apart."""
+    if shared.accepting and shared.load.has(context.principal):
+        relay.request(message, target, streams, context)
+    else:
+        _turnAway(shared, message, target, context)
+
+
+def _turnAway(shared: Shared, message: Message, target: Target, context: CallContext) -> None:
+    load = shared.load
     reason, why, again = Reason.SHUTTING_DOWN, "the gateway is shutting down", 0
     if shared.accepting:
         reason, why = load.refused(context.principal, context.server)

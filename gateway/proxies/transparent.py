@@ -20,9 +20,10 @@ from gateway.links.hello import ownHello
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
 from gateway.proxies.channel import Channel
 from gateway.proxies.ladder import Admitted
-from gateway.proxies.opening import newRelay
+from gateway.proxies.opening import askOfAll
 from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.streams import openStream
+from gateway.relay.common import CommonRelay
 from gateway.relay.relay import Relay
 from gateway.relay.sender import SessionOver
 from gateway.sessions.ids import tagOf
@@ -89,7 +90,12 @@ class TransparentProxy(StreamableProxy):
             return
         self._keepsNone = _isSessionless(link)
         if self._keepsNone:
-            self.post(admitted, relay)
+            if message is not None and message.kind is Kind.REQUEST:
+                reply = self._reply(admitted, relay)
+                reply.start(False)
+                askOfAll(self.shared, relay, message, reply, admitted.events, admitted.context)
+            else:
+                self.post(admitted, relay)
             return
         # It keeps sessions after all: this one is nobody's.
         await self._drop(relay)
@@ -113,7 +119,19 @@ class TransparentProxy(StreamableProxy):
         # link; each call, and the one that needs the handshake, brings its own header fields.
         session = Session(record, now, now, tagOf(revision), total=self.shared.load.total)
         common = CallContext(self.server.name, context.principal)
-        relay = newRelay(self.shared, self.server, session, common, transparent=True)
+        shared = self.shared
+        relay = CommonRelay(
+            session,
+            self.server,
+            shared.registry,
+            shared.policy,
+            shared.limits,
+            shared.clock,
+            shared.observer,
+            common,
+            transparent=True,
+            load=shared.load,
+        )
         relay.serveAll(ownHello(revision).params)
         self._common[revision] = relay
         return relay

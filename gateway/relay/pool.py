@@ -45,7 +45,7 @@ from gateway.relay.sender import SessionOver
 from gateway.relay.target import Target
 from gateway.relay.times import CallTimes
 from gateway.sessions.registry import Session
-from gateway.wire.context import ANONYMOUS, CallContext
+from gateway.wire.context import ANONYMOUS, CallContext, Principal
 from gateway.wire.envelope import Message, text
 from gateway.wire.headers import credentialsAmong
 from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
@@ -126,6 +126,10 @@ class LegacyPool:
         named = self._states.open(state, binding, self.clock.seconds())
         call = None if named is None else self._parked.get(named.call)
         return None if call is None or named is None else (call, named)
+
+    def shed(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions. Returns how many."""
+        return self._callers.shed(part)
 
     # ModernCalls.
 
@@ -253,9 +257,10 @@ class LegacyPool:
 
     def _take(self, call: ModernCall, caller: Caller) -> None:
         call.stage = Stage.WAITING
-        if not self._callers.take(call, caller):
+        full = self._callers.take(call, caller)
+        if full is not None:
             why = "too many calls wait for a session with the server"
-            self.ended(call, callFailed(call.id, Reason.OVERLOADED, why))
+            self.ended(call, callFailed(call.id, full, why))
         elif call.stage is Stage.WAITING:
             self.arm(min(call.due, self._makeRoom(caller)))
 
@@ -403,8 +408,9 @@ class LegacyPool:
         if not call.questions or reply is None or call.stage is not Stage.SENT:
             # A parked call asks with its next retry.
             return
-        if len(self._parked) >= self.limits.max_parked:
-            self.bound("max_parked")
+        full = self._parkedAreFull(call.context.principal)
+        if full:
+            self.bound(full)
             call.refuse("Too many calls wait for their clients")
             return
         requests = call.ask()
@@ -420,6 +426,14 @@ class LegacyPool:
         assert call.pooled is not None
         meta = metaOf(call.pooled.serverInfo)
         self.answer(reply, inputRequired(reply.id, requests, state, meta))
+
+    def _parkedAreFull(self, principal: Principal) -> str:
+        """The name of the bound that is reached; "" where one more call may wait for its client."""
+        limits, parked = self.limits, self._parked.values()
+        if len(parked) >= limits.max_parked:
+            return "max_parked"
+        his = sum(call.context.principal == principal for call in parked)
+        return "max_parked_per_principal" if his >= limits.max_parked_per_principal else ""
 
     def _retry(self, reply: Reply) -> None:
         """A request that continues a parked call."""

@@ -34,7 +34,7 @@ from gateway.sessions.record import SessionRecord
 from gateway.sessions.store import Gone, ISessionStore, Local, Remote
 from gateway.wire.context import Principal
 
-__all__ = ["AtCapacity", "Session", "SessionRegistry"]
+__all__ = ["SHED", "AtCapacity", "Session", "SessionRegistry"]
 
 _FINISHES = ("absolute", "replaced")
 """The ends for which running calls are waited."""
