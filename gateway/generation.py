@@ -32,7 +32,8 @@ from twisted.logger import Logger
 from gateway.app import Mount
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
-from gateway.proxies.ladder import Admitted, Ladder
+from gateway.proxies.admitted import Admitted
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
 from gateway.proxies.sse import SSEProxy
 from gateway.proxies.streamable import StreamableProxy

@@ -17,9 +17,11 @@ from twisted.logger import Logger
 
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
+from gateway.proxies.admitted import Admitted, Then
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted, Entrance, Ladder, Then
+from gateway.proxies.entrance import Entrance
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.modern import ModernEndpoint
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.reply import Reply

@@ -29,7 +29,8 @@ from gateway.guard.policy import AllowAll, Direction, permits
 from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import CallFailed, MessageDropped
-from gateway.proxies.ladder import Admitted, Ladder, Then
+from gateway.proxies.admitted import Admitted, Then
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.modern_reply import ModernReply
 from gateway.proxies.opening import newPool
 from gateway.proxies.passing import Passing, failure, fieldsUp

@@ -18,8 +18,8 @@ from twisted.python.failure import Failure
 
 from gateway.links.hello import ownHello
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.proxies.admitted import Admitted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted
 from gateway.proxies.opening import askOfAll
 from gateway.proxies.streamable import StreamableProxy
 from gateway.proxies.streams import openStream
