@@ -140,7 +140,7 @@ class GatewayService(Service):
         self._limits.adopt(self.configuration.gateway.limits)
         run = self._assemble()
         try:
-            run.listen(self._listen(self.configuration))
+            run.endpoints.listen(self._listen(self.configuration))
         except BaseException:
             self.state = State.STOPPED
             raise
@@ -212,7 +212,9 @@ class GatewayService(Service):
     @property
     def ports(self) -> list[IListeningPort]:
         """The listening ports; empty unless started, and while it drains."""
-        return [] if self._run is None or self.state is State.DRAINING else self._run.ports
+        return (
+            [] if self._run is None or self.state is State.DRAINING else self._run.endpoints.ports
+        )
 
     @property
     def registry(self) -> SessionRegistry:
