@@ -766,10 +766,10 @@ def test_a_drain_that_begins_during_a_reload_wins() -> None:
         def stopListening(self) -> None:
             closed.append(True)
 
-    from gateway import running
+    from gateway import endpoints
 
-    original = running.serverFromString
-    running.serverFromString = lambda reactor, text: Late()  # type: ignore[assignment]
+    original = endpoints.serverFromString
+    endpoints.serverFromString = lambda reactor, text: Late()  # type: ignore[assignment]
     failures: list[Failure] = []
     try:
         service.reload(listening(service.configuration, 8080, 9000)).addErrback(failures.append)
@@ -779,7 +779,7 @@ def test_a_drain_that_begins_during_a_reload_wins() -> None:
         service.stopService()
         late.callback(Port())
     finally:
-        running.serverFromString = original
+        endpoints.serverFromString = original
     assert closed == [True]
     assert [failure.type for failure in failures] == [RuntimeError, RuntimeError]
     front.pass_(2)
