@@ -41,10 +41,11 @@ from gateway.observe.observer import (
 )
 from gateway.proxies.shared import Shared
 from gateway.running import Running
-from gateway.servers.eras import EraServer, Verdicts
+from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.servers.shared import SharedServer
 from gateway.servers.stdio import StdioServer
+from gateway.servers.verdicts import Verdicts
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
 from gateway.settings import ServerSettings, StdioSettings
