@@ -49,7 +49,7 @@ from gateway.relay.keeper import IKeptListener, LinkKeeper
 from gateway.relay.readers import Readers
 from gateway.relay.recovery import narrowed, repetitions
 from gateway.relay.repeats import Repeats
-from gateway.relay.replays import Replays
+from gateway.relay.replays import NONE, Replays
 from gateway.relay.router import Router
 from gateway.relay.sender import Note, Sender, SessionOver
 from gateway.relay.target import Stream, Target
@@ -131,7 +131,9 @@ class Relay:
             settings.max_timeout,
             self.transparent,
             times=CallTimes.of(settings) if settings.tool_timeouts else None,
-            replays=Replays(settings.replay, self.hints or ToolHints(self.limits.max_tool_hints)),
+            replays=NONE
+            if settings.replay == "none"
+            else Replays(settings.replay, self.hints or ToolHints(self.limits.max_tool_hints)),
         )
         self.readers = Readers(self.router.calls)
         self._keeper = LinkKeeper(
@@ -221,7 +223,7 @@ class Relay:
 
     def serveAll(self, params: bytes) -> None:
         """Serve all clients of a server without sessions; `params`: see `greetAs`."""
-        self.router.common = True
+        self.router.serveAll()
         self.greetAs(params)
 
     async def dismiss(self, reason: str = "dismissed") -> None:
@@ -568,7 +570,7 @@ class Relay:
     # Time.
 
     def _arm(self) -> None:
-        soonest = self.router.soonest
+        soonest = self.router.due.at
         if soonest >= self._dueAt or self.session.ended:
             return
         if self._timer is not None:

@@ -18,7 +18,7 @@ from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason
 from gateway.wire.tool_hints import ToolHints
 
-__all__ = ["MAY_HAVE_RUN", "SAFE", "Replays", "told"]
+__all__ = ["MAY_HAVE_RUN", "NONE", "SAFE", "Replays", "told"]
 
 SAFE = frozenset(
     {
@@ -86,6 +86,10 @@ class Replays:
         if request.method != "tools/list" or result is None:
             return True
         return self.hints.learn(bytes(result), first=request.param("cursor") is None)
+
+
+NONE = Replays("none")
+"""For the sessions of a server that nothing is sent to once more: most; it learns nothing."""
 
 
 def told(call: Call, reason: Reason) -> Reason:
