@@ -19,6 +19,7 @@ from gateway.guard.limits import Limits
 from gateway.links.interfaces import ILink, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.effects import Call
+from gateway.relay.hearing import NOBODY
 from gateway.relay.keeper import LinkKeeper
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import RESPONSE, Message
@@ -50,7 +51,7 @@ class Note:
 
 
 class _Outcome(Protocol):
-    """The relay, as its sender sees it."""
+    """The upstream, as its sender sees it."""
 
     def unsent(self, call: Call, reason: Reason, why: str) -> None:
         """A call could not be sent."""
@@ -218,7 +219,9 @@ class Sender:
 
     def forget(self) -> None:
         """The session is over: nothing waits any more."""
-        self._taken()
+        self.outcome = NOBODY
+        if self._outgoing:
+            self._taken()
         self._notes.clear()
         for note in list(self._followed):
             note.done()
