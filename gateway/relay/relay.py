@@ -39,7 +39,7 @@ from gateway.relay.effects import (
     OwnEnded,
 )
 from gateway.relay.readers import Readers
-from gateway.relay.replays import NONE, Replays
+from gateway.relay.replays import replaysOf
 from gateway.relay.router import Router
 from gateway.relay.target import Stream, Target
 from gateway.relay.times import CallTimes
@@ -115,9 +115,7 @@ class Relay:
             settings.max_timeout,
             self.transparent,
             times=CallTimes.of(settings) if settings.tool_timeouts else None,
-            replays=NONE
-            if settings.replay == "none"
-            else Replays(settings.replay, self.hints or ToolHints(self.limits.max_tool_hints)),
+            replays=replaysOf(settings.replay, self.hints, self.limits.max_tool_hints),
         )
         self.readers = Readers(self.router.calls)
         self.upstream = Upstream(

@@ -18,7 +18,7 @@ from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason
 from gateway.wire.tool_hints import ToolHints
 
-__all__ = ["MAY_HAVE_RUN", "NONE", "SAFE", "Replays", "told"]
+__all__ = ["MAY_HAVE_RUN", "NONE", "SAFE", "Replays", "replaysOf", "told"]
 
 SAFE = frozenset(
     {
@@ -89,7 +89,16 @@ class Replays:
 
 
 NONE = Replays("none")
-"""For the sessions of a server that nothing is sent to once more: most; it learns nothing."""
+_SHARED = {"none": NONE, "safe": Replays("safe")}
+"""What learns nothing may be everybody's."""
+
+
+def replaysOf(mode: str, hints: ToolHints | None, most: int) -> Replays:
+    """
+    The rules for a session; hints: where to learn what its server's tools are, a place of its own
+    for `most` names without.
+    """
+    return _SHARED.get(mode) or Replays(mode, hints or ToolHints(most))
 
 
 def told(call: Call, reason: Reason) -> Reason:

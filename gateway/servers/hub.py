@@ -98,6 +98,9 @@ class Hub:
 
     Life: made for a handshake → `greet` → `join`, `send`, … → over: the link was lost, or its
     session was and nothing runs on it any more.
+
+    answers: what `initialize` gives the sessions, by the revisions they ask for, of which there
+    are few; None for any other.
     """
 
     parts: HubParts
@@ -105,6 +108,7 @@ class Hub:
     core: Sharing = field(init=False)
     over: bool = field(default=False, init=False)
     retired: bool = field(default=False, init=False)
+    answers: dict[str | None, Message] = field(factory=dict, init=False)
     _greeting: Deferred[None] | None = field(default=None, init=False)
     _news: deque[Deliver | _Settlement] = field(factory=deque, init=False)
     _telling: bool = field(default=False, init=False)
@@ -193,6 +197,9 @@ class Hub:
     def left(self, member: Member) -> None:
         """A session left."""
         self._do(self.core.left(member, self._now()), soon=True)
+        # What it was still to hear it hears no more, and it need not refer to its link, which
+        # refers to it.
+        member.host = None
         self._retire()
         if not (self.core.members or self.over):
             self.parts.unused(self)
@@ -251,7 +258,8 @@ class Hub:
             return
         for news in list(self._news):
             # Who is not told `lost` hears what was left to hear.
-            if _linkFor(news).doomed:
+            link = _linkFor(news)
+            if link is not None and link.doomed:
                 self._tellOne(news)
         self._news.clear()
         self.over = True
@@ -365,7 +373,7 @@ class Hub:
 
     def _tellOne(self, news: Deliver | _Settlement) -> None:
         link = _linkFor(news)
-        if link.over:
+        if link is None or link.over:
             return
         if isinstance(news, Deliver):
             link.listener.received(news.message, None if link.multiplexed else news.call, None)
@@ -382,5 +390,8 @@ def _linkOf(member: Member) -> SharedLink:
     return cast(SharedLink, member.host)
 
 
-def _linkFor(news: Deliver | _Settlement) -> SharedLink:
-    return _linkOf(news.member) if isinstance(news, Deliver) else news.link
+def _linkFor(news: Deliver | _Settlement) -> SharedLink | None:
+    """Whose news it is; None where that session left."""
+    if isinstance(news, Deliver):
+        return cast("SharedLink | None", news.member.host)
+    return news.link

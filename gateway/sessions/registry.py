@@ -58,7 +58,7 @@ class Session:
 
     record: what can be written down of it.
     opening: whether its handshake still runs; then no deadline counts but the handshake's own.
-    live: what serves it now (streams and relay); set by the proxy that opened it.
+    live: what serves it now (streams and relay); set by the proxy that opened it, None in the end.
     tag: what stands for it in logs.
     retired: whether its server was replaced or removed: what runs may finish, nothing else begins.
     onSweep: called with the time now and then, for what its live part keeps for a while.
@@ -212,9 +212,15 @@ class SessionRegistry:
             principal=principal,
             transport=transport,
         )
-        session = Session(record, now, now, tagOf(record.id), address=address)
-        session.account = self.load.sessionOpened(principal, address)
-        session.total = self.load.total
+        session = Session(
+            record,
+            now,
+            now,
+            tagOf(record.id),
+            account=self.load.sessionOpened(principal, address),
+            total=self.load.total,
+            address=address,
+        )
         self._sessions[record.id] = session
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP, self._swept)
@@ -303,6 +309,8 @@ class SessionRegistry:
                 tell(reason)
             except Exception:
                 self._log.failure("while a session ended")
+        # Both may refer to the session: what is left of it need not wait for the garbage collector.
+        session.live = session.onSweep = None
         # Its calls have ended now, too.
         self.load.forget(record.principal)
 
