@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -219,45 +219,36 @@ class Relay:
         self._ended(message.method, now, refused, reason.value)
         target.answer(refused)
 
-    def message(self, message: Message, context: CallContext) -> Deferred[bool]:
+    def message(self, message: Message, context: CallContext) -> bool | Deferred[bool]:
         """
         Relay a notification or a response.
 
-        Fires with True once it is on its way (`queue_wait` seconds at the latest), with False
-        if the server's queue is full.
+        Returns: True if it is on its way, False if the server's queue is full. Over HTTP a Deferred
+            that fires with True once the server took it, `queue_wait` seconds from now at the
+            latest.
         """
         now = self.clock.seconds()
         self.session.use(now)
         if self.session.ended:
             self.drop("undeliverable")
-            return succeed(True)
+            return True
         if message.kind is RESPONSE:
             effects = self.router.response(message, now)
         elif self.judges and not self.allows(Direction.TO_SERVER, message, context):
             self.drop("forbidden")
-            return succeed(True)
+            return True
         else:
             effects = self.router.notification(message, now)
-        told: Deferred[bool] = succeed(True)
+        told: bool | Deferred[bool] = True
         for effect in effects:
             if isinstance(effect, Forward):
-                following = self._tell(effect.message, context)
-                if following is None:
+                told = self.upstream.sender.tell(effect.message, context)
+                if told is False:
                     self.router.notTaken(message, now)
-                    told = succeed(False)
-                else:
-                    told = following
             else:
                 self.do([effect])
         self.arm()
         return told
-
-    def _tell(self, message: Message, context: CallContext) -> Deferred[bool] | None:
-        """Send a notification or response; None if it was not taken."""
-        sender = self.upstream.sender
-        if sender.notes:
-            return sender.note(message, context)
-        return succeed(True) if sender.send(message, None, context) else None
 
     def opens(self, stream: Target, link: ILink) -> None:
         """A stream of the server's is opened on this link for a client's; until `detach`."""

@@ -136,16 +136,13 @@ class Sender:
         else:
             self._wait(message, call, call.context)
 
-    def note(self, message: Message, context: CallContext) -> Deferred[bool] | None:
-        """
-        Send a notification or response.
-
-        Returns: fires with True once the server took it, `queue_wait` seconds from now at the
-            latest; None if a queue is full.
-        """
+    def tell(self, message: Message, context: CallContext) -> bool | Deferred[bool]:
+        """Send a notification or response. Returns: see `Relay.message`."""
+        if not self.notes:
+            return self.send(message, None, context)
         note = Note(message, context)
         if not self.send(message, note, context):
-            return None
+            return False
         told: Deferred[bool] = Deferred()
         self.followed(note).addCallback(lambda _: told.callback(True))
         return told

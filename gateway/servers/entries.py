@@ -27,9 +27,9 @@ class Member:
     """
     A session's part in a shared link.
 
-    host: what the driver knows it by; None once it left. level: the log level the server granted it, or "".
-    calls: what it waits for, by its own call objects. running: how many of them the server has.
-    topics: the URIs it is subscribed to.
+    host: what the driver knows it by; None once it left. level: the log level the server granted
+    it, or "". calls: what it waits for, by its own call objects. running: how many of them the
+    server has. topics: the URIs it is subscribed to.
     """
 
     host: object

@@ -322,16 +322,17 @@ class Hub:
         Returns: False if the queue is full for what was asked just now.
         """
         taken = True
-        queue = deque(effects)
-        while queue and not self.over:
-            effect = queue.popleft()
+        for effect in effects:
+            if self.over:
+                break
             if isinstance(effect, Deliver):
                 self._news.append(effect)
             elif isinstance(effect, Send) and effect.entry is not None:
                 entry, member = effect.entry, effect.entry.member
                 full = entry.own and self.core.full
                 if full or not self.link.send(effect.message, entry, effect.context):
-                    queue.extend(self.core.notTaken(entry))
+                    # They are done with the rest.
+                    effects.extend(self.core.notTaken(entry))
                     if entry is asked:
                         taken = False
                     elif member is not None:
@@ -376,7 +377,8 @@ class Hub:
         if link is None or link.over:
             return
         if isinstance(news, Deliver):
-            link.listener.received(news.message, None if link.multiplexed else news.call, None)
+            call = None if self.link.multiplexed else news.call
+            link.listener.received(news.message, call, None)
         elif news.settled is None:
             link.listener.accepted(news.call)
         else:

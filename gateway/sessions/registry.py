@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gateway.guard.limits import Limits
 from gateway.guard.load import MEMORY, Account, Load
@@ -224,18 +225,18 @@ class SessionRegistry:
         self._sessions[record.id] = session
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP, self._swept)
-        stored = maybeDeferred(self.store.put, record)
+        stored = self.store.put(record)
+        return stored.addCallbacks(
+            self._opened, self._refused, callbackArgs=(session,), errbackArgs=(session,)
+        )
 
-        def opened(_: None) -> Session:
-            self.observer.observed(SessionOpened(server, session.tag))
-            return session
+    def _opened(self, _: None, session: Session) -> Session:
+        self.observer.observed(SessionOpened(session.record.server, session.tag))
+        return session
 
-        def refused(failure: object) -> object:
-            self._forget(session, "refused")
-            return failure
-
-        stored.addCallbacks(opened, refused)
-        return cast("Deferred[Session]", stored)
+    def _refused(self, failure: Failure, session: Session) -> Failure:
+        self._forget(session, "refused")
+        return failure
 
     def find(
         self, id: str, server: str, principal: Principal, *, starts: bool = True
