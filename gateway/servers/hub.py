@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+import msgspec
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -73,16 +74,14 @@ class HubParts:
     unused: Callable[[Hub], None] = lambda hub: None
 
 
-@frozen(eq=False)
-class _Note:
+class _Note(msgspec.Struct, frozen=True, eq=False):
     """A notification of a session on its way to an HTTP server."""
 
     link: SharedLink
     call: object
 
 
-@frozen
-class _Settlement:
+class _Settlement(msgspec.Struct, frozen=True):
     """A session is to hear that a call or note ended without an answer; accepted: with None."""
 
     link: SharedLink
@@ -173,7 +172,7 @@ class Hub:
         else:
             effects = self.core.notification(member, message, context)
         for effect in effects:
-            if isinstance(effect, Send):
+            if type(effect) is Send:
                 return self._sendNote(effect, note)
         self._do(effects)
         if note is not None:
@@ -325,9 +324,10 @@ class Hub:
         for effect in effects:
             if self.over:
                 break
-            if isinstance(effect, Deliver):
+            # Not by isinstance: see `Relay.do`.
+            if type(effect) is Deliver:
                 self._news.append(effect)
-            elif isinstance(effect, Send) and effect.entry is not None:
+            elif type(effect) is Send and effect.entry is not None:
                 entry, member = effect.entry, effect.entry.member
                 full = entry.own and self.core.full
                 if full or not self.link.send(effect.message, entry, effect.context):
@@ -337,14 +337,14 @@ class Hub:
                         taken = False
                     elif member is not None:
                         self._news.append(_Settlement(_linkOf(member), entry.call, _BUSY))
-            elif isinstance(effect, Send):
+            elif type(effect) is Send:
                 if not self._sendNote(effect, None):
                     self._dropped("undeliverable")
             elif isinstance(effect, Forgotten):
                 self.link.cancel(effect.entry)
             elif isinstance(effect, Reached):
                 self.parts.observer.observed(BoundReached(effect.limit, self.parts.name))
-            else:
+            elif isinstance(effect, Dropped):
                 self._dropped(effect.why)
         if soon:
             self._tellSoon()
