@@ -242,12 +242,10 @@ class EventLog:
             self._leave(next(iter(self._cut)))
 
     def forget(self) -> None:
-        """
-        The session is over: keep nothing. What refers to the log may live until the garbage
-        collector comes, which goes by numbers and not by size.
-        """
+        """The session is over: keep nothing."""
         for stream in self._streams.values():
             stream._kept.clear()
+            stream.owner = None
         self._streams.clear()
         self._cut.clear()
         self._events = self._answers = _EMPTY
@@ -270,3 +268,5 @@ class EventLog:
     def _tidy(self, stream: NumberedStream) -> None:
         if stream.ended and not stream._kept:
             self._streams.pop(stream.number, None)
+            # Nobody finds it any more, and its owner refers to it.
+            stream.owner = None
