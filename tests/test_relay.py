@@ -20,7 +20,6 @@ from gateway.links.interfaces import (
     Hello,
     IHTTPLink,
     ILink,
-    ILinkListener,
     IServer,
     LinkFailed,
     Reason,
@@ -35,6 +34,7 @@ from gateway.observe.observer import (
     MessageDropped,
     SessionRecovered,
 )
+from gateway.relay.hearing import NOBODY, IKeptListener
 from gateway.relay.repeats import WINDOW
 from gateway.relay.sender import SessionOver
 from gateway.testing.scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
@@ -55,11 +55,11 @@ def failure(deferred: Deferred[Any]) -> BaseException:
 
 def test_the_scripted_server_is_what_it_says() -> None:
     bench = Bench()
-    assert verifyObject(ILinkListener, bench.relay)
+    assert verifyObject(IKeptListener, bench.relay.upstream) and verifyObject(IKeptListener, NOBODY)
     for http in (False, True):
         server = ScriptedServer(http=http)
         assert verifyObject(IServer, server)
-        server.link(Hello(b"{}"), bench.relay, CONTEXT, ownStreams=http)
+        server.link(Hello(b"{}"), bench.relay.upstream, CONTEXT, ownStreams=http)
         assert verifyObject(IHTTPLink if http else ILink, server.newest)
     bench.end()
 
@@ -642,7 +642,7 @@ def test_the_servers_stream_ends_and_the_clients_with_it() -> None:
     link.listen(stream, None, CONTEXT)
     link.end(stream)
     assert stream.closed
-    bench.relay.ended(MemoryTarget())
+    bench.server.newest.listener.ended(MemoryTarget())
     bench.end()
 
 
@@ -778,8 +778,8 @@ def test_the_end_of_a_session_ends_all_of_it(reason: str, told: str | None) -> N
     assert bench.observed.of(CallFailed) == [CallFailed("scripted", "tools/call", failed)] * 2
     # What comes later touches nothing.
     before = len(bench.observed.events)
-    bench.relay.received(notify("notifications/message"), None)
-    bench.relay.lost(Reason.SERVER_EXITED, "late")
+    link.listener.received(notify("notifications/message"), None)
+    link.listener.lost(Reason.SERVER_EXITED, "late")
     assert len(bench.observed.events) == before
 
 

@@ -220,8 +220,10 @@ class SSEProxy:
 
     def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
         """Relay a notification or response; the stream hears if it could not be taken."""
-
         told = conversation.relay.message(message, admitted.context)
+        if told is True or told is False:
+            self._told(told, conversation)
+            return
         told.addCallback(self._told, conversation)
         told.addErrback(lambda failure: self._log.failure("while sending", failure))
 

@@ -31,7 +31,7 @@ from gateway.sessions.record import SessionRecord
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind
+from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import callFailed
 from gateway.wire.revisions import LEGACY
 
@@ -175,7 +175,7 @@ class TransparentProxy(StreamableProxy):
         exchange.onGone = None
         if relay.session.ended:
             self.ladder.refuse(exchange, refusals.sessionNotFound(), "session")
-        elif not opened and (owed := relay.owed(last or b"")) is not None:
+        elif not opened and (owed := _owed(relay, last)) is not None:
             feed.stream = openStream(exchange, self.shared, self.server.name, feed.cut)
             feed.finish(owed.encode())
         elif not opened:
@@ -197,12 +197,13 @@ class TransparentProxy(StreamableProxy):
         for again in (False, True):
             try:
                 link = await relay.acquire(admitted.context)
-                if last is not None and relay.isLost(last, link):
+                straight = relay.straight
+                if last and straight is not None and straight.isLost(last, link):
                     return False
                 relay.opens(feed, link)
                 await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
-                if last is not None:
-                    relay.resumes(last, feed)
+                if last and straight is not None:
+                    straight.resumes(last, feed)
                 return True
             except ListenRefused as error:
                 if error.status != 404:
@@ -220,6 +221,11 @@ class TransparentProxy(StreamableProxy):
             except LinkFailed:
                 return False
         return False
+
+
+def _owed(relay: Relay, last: bytes | None) -> Message | None:
+    """What is owed to whoever asks for the rest of a stream, which nobody has any more."""
+    return None if relay.straight is None or not last else relay.straight.owed(last)
 
 
 def _isSessionless(link: ILink | None) -> bool:

@@ -253,7 +253,7 @@ class Callers:
         )
         session = Session(record, now, now, tagOf(f"{id(self)}/{next(self._ids)}"))
         relay = self.makeRelay(session, caller.context)
-        relay.router.replays.hints = caller.hints
+        relay.router.shareHints(caller.hints)
         relay.greetAs(caller.hello)
         pooled = Pooled(
             session,

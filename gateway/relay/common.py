@@ -24,13 +24,13 @@ class CommonRelay(Relay):
     load: Load = field(kw_only=True)
     _counted: dict[Call, Principal] = field(factory=dict, init=False)
 
-    def _do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
+    def do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
         for effect in effects:
             if isinstance(effect, Forward):
                 self._runs(effect.call)
             elif isinstance(effect, Answer):
                 self._left(effect.call)
-        super()._do(effects, mark)
+        super().do(effects, mark)
 
     def _withdraw(self, call: Call, reason: str) -> None:
         self._left(call)

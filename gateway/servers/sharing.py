@@ -354,6 +354,8 @@ class Sharing:
     def _restored(self, now: float) -> list[Effect]:
         """Give back what no session wants any more."""
         effects: list[Effect] = []
+        if not (self._levels.stale or self._subscriptions.stale):
+            return effects
         while not self.full and self._own < min(WINDOW, self.limits.max_calls):
             level = self._levels.nextStale()
             if level is not None:
