@@ -50,6 +50,8 @@ REACHED = {
     "retry_after": "test_streamable_proxy.test_acceptance_41_atCapacity",
     "max_calls": "test_limits.test_callsOfASession",
     "max_calls_total": "test_load.test_acceptance_92_too_many_calls_of_all",
+    "max_waiting_per_principal": "test_load."
+    "test_acceptance_96_a_flood_waits_for_its_turn_then_is_turned_away",
     "max_calls_per_principal": "test_load."
     "test_acceptance_96_who_floods_is_turned_away_and_others_are_not",
     "max_modern_calls": "test_modern_relay.test_callsAndStreamsAreBounded",

@@ -20,11 +20,16 @@ def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
         raise ValueError(f"{attribute.name} must be above 0, not {value}")
 
 
-def _bound(default: Any, unit: str, gets: str) -> Any:
+def _notNegative(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{attribute.name} must not be below 0, but is {value}")
+
+
+def _bound(default: Any, unit: str, gets: str, *, mayBeNone: bool = False) -> Any:
     return attrs.field(
         default=default,
         converter=type(default),
-        validator=_positive,
+        validator=_notNegative if mayBeNone else _positive,
         metadata={"unit": unit, "gets": gets},
     )
 
@@ -99,7 +104,13 @@ class Limits:
     max_calls_per_principal: int = _bound(
         10_000,
         "running calls of one principal; without authentication all clients are one",
+        "the call waits for its turn",
+    )
+    max_waiting_per_principal: int = _bound(
+        64,
+        "further calls of one principal, which wait; 0 for none",
         "`rate_limited` for the call, with when to come again",
+        mayBeNone=True,
     )
     max_modern_calls: int = _bound(
         1024,

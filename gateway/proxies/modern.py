@@ -3,7 +3,7 @@ One server's modern clients (MCP 2026-07-28; wire contract, "Modern era"): what 
 is judged and goes on to whatever answers for the server.
 
   1. notification   accepted and dropped: the core knows none here         202
-  2. draining, load nothing new is taken, or no more                       503 -32603
+  2. draining, load nothing new is taken, or no more; or it waits its turn  503 -32603
   3. policy         the principal may not call it                          403 -32603
   4. era            how the server is reached is found out, once           502, 504 -32603
  A modern HTTP server judges for itself (`gateway.proxies.passing`). For any other:
@@ -28,10 +28,11 @@ from twisted.python.failure import Failure
 from gateway.guard.policy import AllowAll, Direction, permits
 from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
-from gateway.observe.observer import CallFailed, MessageDropped
+from gateway.observe.observer import BoundReached, CallFailed, MessageDropped
 from gateway.proxies.admitted import Admitted, Then
 from gateway.proxies.ladder import Ladder
 from gateway.proxies.modern_reply import ModernReply
+from gateway.proxies.modern_waiting import ModernWaiting
 from gateway.proxies.opening import newPool
 from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
@@ -77,6 +78,7 @@ class ModernEndpoint:
     _before: list[ModernEndpoint] = field(factory=list, init=False)
     """Those that this one replaced, as long as calls there wait for their clients' input."""
     _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
+    _waiting: set[ModernWaiting] = field(factory=set, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
     _tools: ToolHeaders = field(init=False)
@@ -93,7 +95,8 @@ class ModernEndpoint:
 
     def running(self) -> bool:
         """Whether a call runs that its client waits for; listening is none."""
-        return self._finding > 0 or any(not one.listens for one in self._open)
+        running = any(not one.listens for one in self._open)
+        return running or self._finding > 0 or bool(self._waiting)
 
     def shed(self, part: float) -> int:
         """Memory is short: end this part of the idle sessions with the server."""
@@ -121,6 +124,8 @@ class ModernEndpoint:
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
+        for waiting in list(self._waiting):
+            waiting.stop()
         for one in list(self._open):
             if isinstance(one, Passing):
                 one.stop()
@@ -138,14 +143,35 @@ class ModernEndpoint:
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif message.method != LISTEN and not self.shared.load.has(context.principal):
-            load = self.shared.load
-            self._fail(admitted, *load.refused(context.principal, self.server.name))
-        elif self._judges and not permits(
-            self.shared.policy, Direction.TO_SERVER, message, context
-        ):
+            self._wait(admitted)
+        else:
+            self._serve(admitted)
+
+    def _wait(self, admitted: Admitted) -> None:
+        """There is no room for a call: it waits for its turn, or is turned away."""
+        load, principal = self.shared.load, admitted.context.principal
+        message = admitted.message
+        assert message is not None
+        if load.mayWait(load.accountOf(principal)):
+            self.shared.observer.observed(BoundReached("max_calls_per_principal", self.server.name))
+            timeout, _ = self._times.times(message)
+            waiting = ModernWaiting(
+                self.shared, admitted, timeout, self._serve, self._fail, self._waiting.discard
+            )
+            self._waiting.add(waiting)
+            waiting.join()
+        else:
+            self._fail(admitted, *load.refused(principal, self.server.name))
+            load.forget(principal)
+
+    def _serve(self, admitted: Admitted) -> None:
+        """From 3 on."""
+        message, context = admitted.message, admitted.context
+        assert message is not None
+        if self._judges and not permits(self.shared.policy, Direction.TO_SERVER, message, context):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
         elif self._before and (before := self._continued(admitted)) is not None:
-            before.serve(admitted)
+            before._serve(admitted)
         elif self.parks(admitted):
             self._judged(admitted, self._callsOf(False))
         elif self._eras is None:
@@ -168,7 +194,7 @@ class ModernEndpoint:
         if principal is not None and not one.listens:
             load = self.shared.load
             load.total.calls -= 1
-            load.accountOf(principal).calls -= 1
+            load.accountOf(principal).left()
             load.forget(principal)
 
     def _find(self, admitted: Admitted, eras: EraServer) -> None:

@@ -7,10 +7,13 @@ with a JSON-RPC error and without a session id; nothing of the session is left.
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted.logger import Logger
 
+from gateway.guard.load import Account
 from gateway.links.interfaces import IServer, LinkFailed
-from gateway.observe.observer import CallFailed
+from gateway.observe.observer import BoundReached, CallFailed
 from gateway.proxies.shared import Shared
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
@@ -93,7 +96,7 @@ def ask(
     if shared.accepting and load.total.calls < load.room and account.calls < load.each:
         relay.request(message, target, streams, context)
     else:
-        _turnAway(shared, message, target, context)
+        _wait(shared, account, relay, message, target, streams, context)
 
 
 def askOfAll(
@@ -105,10 +108,31 @@ def askOfAll(
     context: CallContext,
 ) -> None:
     """The same where all clients of a server share its relay, so that each has an account apart."""
-    if shared.accepting and shared.load.has(context.principal):
+    load = shared.load
+    if shared.accepting and load.has(context.principal):
         relay.request(message, target, streams, context)
     else:
+        account = load.accountOf(context.principal)
+        _wait(shared, account, relay, message, target, streams, context)
+
+
+def _wait(
+    shared: Shared,
+    account: Account,
+    relay: Relay,
+    message: Message,
+    target: Target,
+    streams: bool,
+    context: CallContext,
+) -> None:
+    """There is no room for a call: it waits for its turn, or is turned away."""
+    load = shared.load
+    if shared.accepting and load.mayWait(account):
+        shared.observer.observed(BoundReached("max_calls_per_principal", context.server))
+        relay.wait(message, target, streams, context, partial(load.wait, account))
+    else:
         _turnAway(shared, message, target, context)
+        load.forget(context.principal)
 
 
 def _turnAway(shared: Shared, message: Message, target: Target, context: CallContext) -> None:

@@ -101,11 +101,37 @@ class Calls:
         """Whether a call once had this id towards the server."""
         return id.isdigit() and 0 < int(id) <= self._lastID
 
-    def cancelled(self, message: Message, now: float) -> Forward | None:
-        """The client cancels one of its calls: what the server is told. None: no such call."""
+    def held(self, effects: list[Effect]) -> Call | None:
+        """
+        What was just begun waits: takes what sends it out of its effects. Returns the call; None
+        where it ended at once.
+        """
+        for effect in effects:
+            if isinstance(effect, Forward) and effect.call is not None:
+                effects.remove(effect)
+                effect.call.held = True
+                return effect.call
+        return None
+
+    def isHeld(self, call: Call) -> bool:
+        """Whether a call waits, and is not over."""
+        return call.held and self.running.get(call.upstream) is call
+
+    def released(self, call: Call) -> list[Effect]:
+        """A call that waited has its turn."""
+        call.held = False
+        return [Forward(self.towardsServer(call), call, call.context)]
+
+    def cancelled(self, message: Message, now: float) -> Effect | None:
+        """
+        The client cancels one of its calls: what the server is told, or the call. None: there is
+        no such call.
+        """
         id = message.param("requestId")
         for call in reversed(self.running.values()):
             if call.id == id and call.cancelling is None and call.target is not None:
+                if call.held:
+                    return self.settled(call, Reason.CANCELLED, "the call was cancelled")[0]
                 call.cancelling = now + self.limits.cancel_wait
                 self.due.by(call.cancelling)
                 return Forward(message.withParam("requestId", call.upstream), None)
@@ -156,6 +182,8 @@ class Calls:
                 Forget(call),
                 *self._failed(call, Reason.CANCELLED, "the call was cancelled"),
             ]
+        if call.held:
+            return self._failed(call, Reason.TIMEOUT, "the call's turn did not come in time")
         cancelled = notification(
             "notifications/cancelled", requestId=call.upstream, reason=b'"timeout"'
         )
@@ -198,7 +226,7 @@ class Calls:
         return [
             call
             for call in self.running.values()
-            if call.via is link or (orNone and call.via is None)
+            if call.via is link or (orNone and call.via is None and not call.held)
         ]
 
     def again(self, calls: list[Call], reason: Reason, now: float) -> list[Effect]:

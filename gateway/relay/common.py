@@ -36,6 +36,9 @@ class CommonRelay(Relay):
         self._left(call)
         super()._withdraw(call, reason)
 
+    def waiting(self, call: Call) -> None:
+        self._runs(call)
+
     def _runs(self, call: Call | None) -> None:
         # The gateway's own are nobody's, and what is sent once more is counted already.
         if call is not None and call.target is not None and call not in self._counted:
@@ -45,5 +48,5 @@ class CommonRelay(Relay):
     def _left(self, call: Call) -> None:
         principal = self._counted.pop(call, None)
         if principal is not None:
-            self.load.accountOf(principal).calls -= 1
+            self.load.accountOf(principal).left()
             self.load.forget(principal)

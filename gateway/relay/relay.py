@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, Direction, IPolicy, permits
+from gateway.guard.turns import Turn
 from gateway.links.interfaces import (
     EventMark,
     ILink,
@@ -84,6 +85,7 @@ class Relay:
     onLost: called when the link is gone, or the server forgot its session; the next call makes
     another.
     hints: what is known of the server's tools; the session's own without.
+    straight: what is known of streams that go straight through; None where none do.
     """
 
     session: Session
@@ -213,6 +215,34 @@ class Relay:
         else:
             self.do(self.router.request(message, target, streams, context, now))
             self.readers.weigh()
+
+    def wait(
+        self,
+        message: Message,
+        target: Target,
+        streams: bool,
+        context: CallContext,
+        queue: Callable[[Turn], None],
+    ) -> None:
+        """The same where the request has to wait for its turn; queue: takes that."""
+        now = self.clock.seconds()
+        self.session.callStarted(now)
+        if self.session.ended:
+            self._refuse(message, target, now, Reason.SHUTTING_DOWN, "the session is over")
+            return
+        if self.judges and not self.allows(Direction.TO_SERVER, message, context):
+            self._refuse(message, target, now, Reason.FORBIDDEN, "not permitted")
+            return
+        effects = self.router.request(message, target, streams, context, now)
+        call = self.router.held(effects)
+        if call is not None:
+            self.waiting(call)
+            queue(HeldCall(self, call))
+        self.do(effects)
+        self.readers.weigh()
+
+    def waiting(self, call: Call) -> None:
+        """A call waits for its turn."""
 
     def _refuse(
         self, message: Message, target: Target, now: float, reason: Reason, why: str
@@ -417,3 +447,19 @@ class Relay:
             target.lost(call.id)
         else:
             target.answer(answer)
+
+
+@define(eq=False)
+class HeldCall:
+    """A call of a relay that waits. A Turn."""
+
+    relay: Relay
+    call: Call
+
+    def waits(self) -> bool:
+        """See Turn."""
+        return self.relay.router.isHeld(self.call)
+
+    def comes(self) -> None:
+        """See Turn."""
+        self.relay.do(self.relay.router.released(self.call))

@@ -137,6 +137,18 @@ class Router:
             effects += self._deliveries.flushed()
         return effects
 
+    def held(self, effects: list[Effect]) -> Call | None:
+        """See Calls."""
+        return self._calls.held(effects)
+
+    def isHeld(self, call: Call) -> bool:
+        """See Calls."""
+        return self._calls.isHeld(call)
+
+    def released(self, call: Call) -> list[Effect]:
+        """See Calls."""
+        return self._calls.released(call)
+
     def ownRequest(self, message: Message, context: CallContext, now: float) -> list[Effect]:
         """A request of the gateway itself; `OwnEnded` tells its end. It counts for no bound."""
         effects = self._calls.begin(message, None, False, context, now)

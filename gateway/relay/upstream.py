@@ -53,8 +53,8 @@ class _Relay(Protocol):
     """
     The relay, as its way to the server sees it.
 
-    transparent, straight: see Relay. judges: whether there is a policy to ask. context: for what belongs to
-    no call. onLost: told when the link is gone.
+    transparent, straight: see Relay. judges: whether there is a policy to ask. context: for what
+    belongs to no call. onLost: told when the link is gone.
     """
 
     transparent: bool

@@ -123,6 +123,8 @@ class Session:
         """A call of `callStarted` ended."""
         self._calls -= 1
         self.account.calls -= 1
+        if self.account.queue is not None:
+            self.account.serve()
         self.total.calls -= 1
         self.last_used = now
 
