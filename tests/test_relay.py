@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from relay_support import CONTEXT, Bench, MemoryTarget, notify, request, response
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -39,6 +39,7 @@ from gateway.relay.repeats import WINDOW
 from gateway.relay.sender import SessionOver
 from gateway.testing.scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
 from gateway.wire.context import CallContext
+from gateway.wire.envelope import Message
 
 NARROWED = RESULT.replace(b'"logging":{}', b'"experimental":{}')
 OTHER_REVISION = RESULT.replace(b"2025-06-18", b"2025-03-26")
@@ -281,6 +282,44 @@ def test_one_attempt_for_any_number_of_calls() -> None:
     assert [target.json["id"] for target in targets] == list(range(5))
     assert bench.server.handshakes == 2
     bench.end()
+
+
+def test_who_gives_up_while_others_are_told_of_a_link_is_not_told() -> None:
+    bench = Bench()
+    bench.server.handshakeHeld = True
+    opening = bench.opening()
+    later = bench.relay.acquire(CONTEXT)
+    ends: list[object] = []
+    later.addBoth(ends.append)
+    opening.addCallback(lambda _: later.cancel())
+    bench.server.finishHandshake()
+    assert len(ends) == 1 and isinstance(ends[0], Failure) and ends[0].check(CancelledError)
+    assert bench.relay.link is bench.server.newest
+    bench.end()
+
+
+def test_a_session_that_ends_because_of_what_a_recovery_tells_keeps_no_link() -> None:
+    bench = Bench().opened()
+    bench.server.newest.lose()
+
+    class Ending(MemoryTarget):
+        def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+            bench.registry.end(bench.session, "deleted")
+            return True
+
+    bench.relay.attach(Ending())
+    target = bench.ask(7)
+    assert target.reason == "cancelled"
+    bench.left()
+
+
+def test_who_calls_a_session_that_is_over_hears_it_at_once() -> None:
+    bench = Bench().opened()
+    bench.end()
+    assert bench.ask(7).reason == "shutting_down"
+    assert bench.tell(notify("notifications/cancelled", '{"requestId":7}')) == [True]
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "undeliverable")]
+    bench.left()
 
 
 def test_a_call_that_ended_while_it_waited_is_not_sent() -> None:
