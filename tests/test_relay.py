@@ -748,6 +748,26 @@ def test_a_denied_call_fails_and_a_denied_note_is_dropped() -> None:
     bench.end()
 
 
+def test_a_policy_is_asked_for_what_is_to_be_completed() -> None:
+    policy = Denying({"deploy", "file:///etc"})
+    bench = Bench(policy=policy).opened()
+    before = len(bench.server.newest.sent)
+    for ref in (
+        '{"type":"ref/prompt","name":"deploy"}',
+        '{"type":"ref/resource","uri":"file:///etc"}',
+        '{"type":"ref/resource","uri":"file:///tmp","name":"deploy"}',
+        '{"type":"ref/prompt","name":"deploy","name":"greet"}',
+    ):
+        params = '{"ref":%s,"argument":{"name":"a","value":"b"}}' % ref
+        assert bench.ask(1, "completion/complete", params).reason == "forbidden", ref
+    assert len(bench.server.newest.sent) == before
+    params = '{"ref":{"type":"ref/prompt","name":"greet"},"argument":{"name":"a","value":"b"}}'
+    bench.ask(2, "completion/complete", params)
+    assert len(bench.server.newest.sent) == before + 1
+    assert (Direction.TO_SERVER, "completion/complete", "greet") in policy.asked
+    bench.end()
+
+
 def test_a_policy_is_asked_for_what_the_server_would_read() -> None:
     policy = Denying({"rm", "file:///etc"})
     bench = Bench(policy=policy).opened()

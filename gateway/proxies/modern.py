@@ -36,6 +36,7 @@ from gateway.proxies.modern_waiting import ModernWaiting
 from gateway.proxies.opening import newPool
 from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
+from gateway.proxies.tool_lists import ToolLists
 from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
 from gateway.relay.pool import LegacyPool
@@ -46,7 +47,6 @@ from gateway.servers.http import HTTPServer
 from gateway.wire import refusals
 from gateway.wire.context import Principal
 from gateway.wire.envelope import NOTIFICATION, Message, text
-from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
 from gateway.wire.refusals import Reason, Refusal
 from gateway.wire.revisions import MODERN, VERSION_CLAIM
@@ -81,7 +81,7 @@ class ModernEndpoint:
     _waiting: set[ModernWaiting] = field(factory=set, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
-    _tools: ToolHeaders = field(init=False)
+    _tools: ToolLists = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
     _replays: Replays = field(init=False)
@@ -90,7 +90,7 @@ class ModernEndpoint:
         settings = self.server.settings
         self._times, self._replays = CallTimes.of(settings), Replays(settings.replay)
         self._eras = _erasOf(self.server)
-        self._tools = ToolHeaders(self.shared.limits.max_tool_headers)
+        self._tools = ToolLists(self.shared.limits, partial(self._bound, "max_tool_headers"))
         self._judges = not isinstance(self.shared.policy, AllowAll)
 
     def running(self) -> bool:
@@ -153,7 +153,7 @@ class ModernEndpoint:
         message = admitted.message
         assert message is not None
         if load.mayWait(load.accountOf(principal)):
-            self.shared.observer.observed(BoundReached("max_calls_per_principal", self.server.name))
+            self._bound("max_calls_per_principal")
             timeout, _ = self._times.times(message)
             waiting = ModernWaiting(
                 self.shared, admitted, timeout, self._serve, self._fail, self._waiting.discard
@@ -313,7 +313,7 @@ class ModernEndpoint:
             message.method == LISTEN,
             calls.gone,
             self._ended,
-            partial(self._learn, message),
+            partial(self._learn, message, admitted.context.principal),
         )
         self._opened(reply, admitted.context.principal)
         reply.start()
@@ -329,7 +329,9 @@ class ModernEndpoint:
             return refusals.invalidParams(why)
         if level is not None and text(level) not in _LEVELS:
             return refusals.invalidParams(f"{LOG_LEVEL} is none of the eight levels")
-        differs = self._tools.disagreement(admitted.exchange.head, message)
+        differs = self._tools.disagreement(
+            admitted.exchange.head, message, admitted.context.principal
+        )
         if differs is not None:
             return refusals.headersDisagree(differs)
         if admitted.claim not in MODERN:
@@ -340,11 +342,12 @@ class ModernEndpoint:
             return refusals.methodNotFound()
         return None
 
-    def _learn(self, request: Message, answer: Message) -> None:
+    def _learn(self, request: Message, principal: Principal, answer: Message) -> None:
         """A list of tools says which of their parameters stand in the header."""
         result = answer.fields.get("result")
         if request.method == "tools/list" and result is not None:
-            self._tools.learn(bytes(result), first=request.param("cursor") is None)
+            first = request.param("cursor") is None
+            self._tools.learn(principal, bytes(result), first)
 
     def _fail(self, admitted: Admitted, reason: Reason, why: str) -> None:
         message = admitted.message
@@ -353,6 +356,9 @@ class ModernEndpoint:
         refusal = failure(self.shared, reason, why)
         admitted.exchange.onGone = None
         admitted.exchange.answer(refusal.status, refusal.fields(), refusal.body(admitted.id))
+
+    def _bound(self, name: str) -> None:
+        self.shared.observer.observed(BoundReached(name, self.server.name))
 
     def _drop(self, why: str) -> None:
         self.shared.observer.observed(MessageDropped(self.server.name, why))
