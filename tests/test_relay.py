@@ -758,7 +758,7 @@ def test_a_policy_is_asked_for_what_is_to_be_completed() -> None:
         '{"type":"ref/resource","uri":"file:///tmp","name":"deploy"}',
         '{"type":"ref/prompt","name":"deploy","name":"greet"}',
     ):
-        params = '{"ref":%s,"argument":{"name":"a","value":"b"}}' % ref
+        params = f'{{"ref":{ref},"argument":{{"name":"a","value":"b"}}}}'
         assert bench.ask(1, "completion/complete", params).reason == "forbidden", ref
     assert len(bench.server.newest.sent) == before
     params = '{"ref":{"type":"ref/prompt","name":"greet"},"argument":{"name":"a","value":"b"}}'
