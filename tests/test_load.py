@@ -522,6 +522,17 @@ def test_what_the_system_says(tmp_path: Path) -> None:
     assert limitOfCgroup(tmp_path, tmp_path / "none") == 0
 
 
+@pytest.mark.parametrize(("value", "taken"), [(0, True), (64, True), (-1, False), (0.5, False)])
+def test_that_nobody_waits_may_be_written(value: float, taken: bool) -> None:
+    limits = {"max_waiting_per_principal": value}
+    document = {"mcpServers": {"a": {"command": "x"}}, "gateway": {"limits": limits}}
+    if taken:
+        assert readConfiguration(document).gateway.limits.max_waiting_per_principal == value
+        return
+    with pytest.raises(ConfigurationError, match=r"max_waiting_per_principal.*not below 0"):
+        readConfiguration(document)
+
+
 def test_how_it_is_written() -> None:
     def read(limit: Any) -> Any:
         document = {"mcpServers": {"a": {"command": "x"}}, "gateway": {"memory_limit": limit}}

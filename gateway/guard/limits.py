@@ -30,7 +30,7 @@ def _bound(default: Any, unit: str, gets: str, *, mayBeNone: bool = False) -> An
         default=default,
         converter=type(default),
         validator=_notNegative if mayBeNone else _positive,
-        metadata={"unit": unit, "gets": gets},
+        metadata={"unit": unit, "gets": gets, "mayBeNone": mayBeNone},
     )
 
 
@@ -108,7 +108,7 @@ class Limits:
     )
     max_waiting_per_principal: int = _bound(
         64,
-        "further calls of one principal, which wait; 0 for none",
+        "further calls of one principal, which wait; may be 0",
         "`rate_limited` for the call, with when to come again",
         mayBeNone=True,
     )
