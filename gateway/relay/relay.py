@@ -102,12 +102,14 @@ class Relay:
     upstream: Upstream = field(init=False)
     closing: Deferred[None] | None = field(default=None, init=False)
     judges: bool = field(init=False)
+    _name: str = field(init=False)
+    """The server's, which is asked of all that stands before it."""
     _timer: IDelayedCall | None = field(default=None, init=False)
     _dueAt: float = field(default=_NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.judges = not isinstance(self.policy, AllowAll)
-        settings = self.server.settings
+        settings, self._name = self.server.settings, self.server.name
         self.router = Router(
             self.session.record,
             self.limits,
@@ -340,15 +342,15 @@ class Relay:
         now = self.clock.seconds()
         self.session.callEnded(now)
         if failed:
-            self.observer.observed(CallFailed(self.server.name, method, failed))
+            self.observer.observed(CallFailed(self._name, method, failed))
         else:
             self.observer.observed(
-                CallAnswered(self.server.name, method, now - started, message.isError)
+                CallAnswered(self._name, method, now - started, message.isError)
             )
 
     def drop(self, why: str) -> None:
         """A message went nowhere."""
-        self.observer.observed(MessageDropped(self.server.name, why))
+        self.observer.observed(MessageDropped(self._name, why))
 
     # Time.
 
