@@ -852,6 +852,16 @@ def test_a_session_of_no_registry_is_dismissed() -> None:
     bench.registry.end(bench.session, "")
 
 
+def test_a_session_that_is_lost_may_be_dismissed() -> None:
+    bench = Bench().opened()
+    bench.relay.over()
+    done: list[None] = []
+    for _ in range(2):
+        Deferred.fromCoroutine(bench.relay.dismiss()).addCallback(done.append)
+    assert done == [None, None] and bench.session.ended == "lost"
+    bench.left()
+
+
 def test_a_server_without_sessions_is_greeted_by_the_gateway_itself() -> None:
     bench = Bench(ScriptedServer(http=True, sessionless=True), transparent=True)
     bench.session.record.initialized = True

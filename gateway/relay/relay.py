@@ -1,8 +1,8 @@
 """
 A relay joins one session to one server: it drives the pure Router and does what it asks.
 
-Thin: beside the router it has the Sender (towards the server), the Readers (back-pressure) and the
-timer of the router's deadlines. The per-call path is plain callbacks, for a coroutine per call
+Thin: beside the router it has the Upstream (the way to the server), the Readers (back-pressure) and
+the timer of the router's deadlines. The per-call path is plain callbacks, for a coroutine per call
 costs more than the rest of it.
 """
 
@@ -44,7 +44,7 @@ from gateway.relay.replays import replaysOf
 from gateway.relay.router import Router
 from gateway.relay.straight import Straight
 from gateway.relay.target import Stream, Target
-from gateway.relay.times import CallTimes
+from gateway.relay.times import NEVER, CallTimes
 from gateway.relay.upstream import Upstream
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
@@ -56,9 +56,6 @@ from gateway.wire.tool_hints import ToolHints
 __all__ = ["Relay", "Target"]
 
 _log = Logger()
-
-
-_NEVER = float("inf")
 
 _ENDINGS = {
     "lost": (Reason.SERVER_EXITED, "the session is lost"),
@@ -106,12 +103,15 @@ class Relay:
     closing: Deferred[None] | None = field(default=None, init=False)
     judges: bool = field(init=False)
     straight: Straight | None = field(default=None, init=False)
+    _name: str = field(init=False)
+    """The server's, which is asked of all that stands before it."""
     _timer: IDelayedCall | None = field(default=None, init=False)
-    _dueAt: float = field(default=_NEVER, init=False)
+    _dueAt: float = field(default=NEVER, init=False)
+    _over: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.judges = not isinstance(self.policy, AllowAll)
-        settings = self.server.settings
+        settings, self._name = self.server.settings, self.server.name
         self.router = Router(
             self.session.record,
             self.limits,
@@ -382,15 +382,13 @@ class Relay:
         now = self.clock.seconds()
         self.session.callEnded(now)
         if failed:
-            self.observer.observed(CallFailed(self.server.name, method, failed))
+            self.observer.observed(CallFailed(self._name, method, failed))
         else:
-            self.observer.observed(
-                CallAnswered(self.server.name, method, now - started, message.isError)
-            )
+            self.observer.observed(CallAnswered(self._name, method, now - started, message.isError))
 
     def drop(self, why: str) -> None:
         """A message went nowhere."""
-        self.observer.observed(MessageDropped(self.server.name, why))
+        self.observer.observed(MessageDropped(self._name, why))
 
     # Time.
 
@@ -405,13 +403,17 @@ class Relay:
         self._timer = self.clock.callLater(max(0.0, soonest - self.clock.seconds()), self._due)
 
     def _due(self) -> None:
-        self._timer, self._dueAt = None, _NEVER
+        self._timer, self._dueAt = None, NEVER
         self.do(self.router.expired(self.clock.seconds()))
         self.upstream.tidy()
 
     # The end.
 
     def _sessionEnded(self, reason: str) -> None:
+        if self._over:
+            # What ends may have it dismissed, and what is dismissed may have ended.
+            return
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
