@@ -103,7 +103,7 @@ class Deliveries:
     def flushed(self) -> list[Effect]:
         """Send what waited, in order, to the streams there are now."""
         effects: list[Effect] = []
-        if not self._waiting:
+        if not self._waiting.queue:
             return effects
 
         def takes(message: Message) -> bool:

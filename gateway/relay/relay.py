@@ -361,7 +361,8 @@ class Relay:
                 self.registry.changed(self.session).addErrback(
                     lambda failure: _log.failure("a session's change is not stored", failure)
                 )
-        self.arm()
+        if self.router.due.at < self._dueAt:
+            self.arm()
 
     def forward(self, effect: Forward) -> None:
         """Send something to the server; a call that is not taken fails."""

@@ -199,7 +199,8 @@ class Hub:
         # What it was still to hear it hears no more, and it need not refer to its link, which
         # refers to it.
         member.host = None
-        self._retire()
+        if self.retired:
+            self._retire()
         if not (self.core.members or self.over):
             self.parts.unused(self)
 
@@ -212,7 +213,8 @@ class Hub:
             return
         entry = origin if isinstance(origin, Entry) else None
         self._do(self.core.fromServer(message, entry, self._now()))
-        self._retire()
+        if self.retired:
+            self._retire()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         """What is resumed is resumed by the link."""
@@ -346,10 +348,11 @@ class Hub:
                 self.parts.observer.observed(BoundReached(effect.limit, self.parts.name))
             elif isinstance(effect, Dropped):
                 self._dropped(effect.why)
-        if soon:
-            self._tellSoon()
-        else:
-            self._tell()
+        if self._news:
+            if soon:
+                self._tellSoon()
+            else:
+                self._tell()
         return taken
 
     def _tellSoon(self) -> None:
