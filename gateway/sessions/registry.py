@@ -123,10 +123,10 @@ class Session:
         """A call of `callStarted` ended."""
         self._calls -= 1
         self.account.calls -= 1
-        if self.account.queue is not None:
-            self.account.serve()
         self.total.calls -= 1
         self.last_used = now
+        if self.account.queue is not None:
+            self.account.serve()
 
     def overdue(self, now: float, limits: Limits) -> str:
         """
