@@ -10,8 +10,10 @@ A reload that changes a server makes its next generation, and retires the one be
     what belongs to these (answers to what the server asked, cancellations) and no new request:
     404 -32001. Over HTTP+SSE the answers come on the session's own stream, so there a new request
     is told `shutting_down`.
- 4. What still runs after `drain_grace` seconds is told `shutting_down`.
- 5. Then streams of `subscriptions/listen` end in order, and links, children and connections go.
+ 4. A modern call that waits for its client's input is finished here, too: the request that brings
+    it is led to where the call runs.
+ 5. What still runs, or waits, after `drain_grace` seconds is told `shutting_down`.
+ 6. Then streams of `subscriptions/listen` end in order, and links, children and connections go.
 """
 
 # Twisted is annotated in part only.
@@ -30,7 +32,8 @@ from twisted.logger import Logger
 from gateway.app import Mount
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
-from gateway.proxies.ladder import Admitted, Ladder
+from gateway.proxies.admitted import Admitted
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.shared import Shared
 from gateway.proxies.sse import SSEProxy
 from gateway.proxies.streamable import StreamableProxy
@@ -105,6 +108,8 @@ class Generation:
         old, new = self.mount, None if successor is None else successor.mount
         old.http.retire(self._unknown if new is None else new.http.takeOver)
         old.sse.retire(self._unknown if new is None else new.sse.takeOver)
+        if new is not None:
+            new.http.modern.follows(old.http.modern)
         return Deferred.fromCoroutine(self._retired())
 
     def _unknown(self, admitted: Admitted) -> None:
@@ -113,7 +118,7 @@ class Generation:
     async def _retired(self) -> None:
         shared = self.shared
         until = shared.clock.seconds() + shared.limits.drain_grace
-        while self._finishing() or self.running():
+        while self._finishing() or self.running() or self.mount.http.modern.parked():
             if shared.clock.seconds() >= until:
                 shared.observer.observed(BoundReached("drain_grace", self.name))
                 break

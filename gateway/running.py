@@ -35,18 +35,15 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.app import GatewayApp
 from gateway.config import Configuration, ConfigurationError, Problem
 from gateway.doors.listener import Listener
 from gateway.doors.resource import Door
 from gateway.doors.site import GatewaySite
+from gateway.endpoints import Endpoint, Endpoints
 from gateway.generation import LOOK, Generation, gathered
 from gateway.guard.hosts import HostGuard
 from gateway.guard.limits import Limits
@@ -90,20 +87,11 @@ class Change:
 
 
 @define(eq=False)
-class _Endpoint:
-    """An endpoint that listens; text: its description."""
-
-    text: str
-    listener: Listener
-    port: IListeningPort
-
-
-@define(eq=False)
 class Running:
     """
     A gateway that runs.
 
-    Life: made → `listen` → `change` → `drain`.
+    Life: made → `endpoints.listen` → `change` → `drain`.
 
     configuration: what is in force. number: of the generation that it brought. limits: a table of
     its own. make: makes a server of a generation. ready: whether new sessions are taken.
@@ -123,11 +111,7 @@ class Running:
     mounted: Door = field(init=False)
     generations: dict[str, Generation] = field(factory=dict, init=False)
     _retiring: dict[Generation, Deferred[None]] = field(factory=dict, init=False)
-    _endpoints: list[_Endpoint] = field(factory=list, init=False)
-    _closed: list[Listener] = field(factory=list, init=False)
-    """Of endpoints that do not listen any more; connections of theirs may be open."""
-    _closing: list[Deferred[None]] = field(factory=list, init=False)
-    """The ports that have yet to be closed."""
+    endpoints: Endpoints = field(init=False)
     _draining: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -137,16 +121,12 @@ class Running:
         self.door, self.mounted = (
             Door(self.ladder, root, mounted=mounted) for mounted in (False, True)
         )
+        self.endpoints = Endpoints(self.reactor, self._listener)
         self.generations = {
             settings.name: self._generation(settings, self.number)
             for settings in self.configuration.servers
         }
         self._route()
-
-    @property
-    def ports(self) -> list[IListeningPort]:
-        """The ports that listen."""
-        return [endpoint.port for endpoint in self._endpoints]
 
     def _generation(self, settings: ServerSettings, number: int) -> Generation:
         return Generation(settings, self.make(settings, number), self.shared, self.ladder)
@@ -165,55 +145,12 @@ class Running:
         self.app.mounts = {**leaving, **served}
         self.app.default = default
         routes = self.app.routes()
-        for listener in self.listeners:
+        for listener in self.endpoints.listeners:
             listener.serve(routes)
-
-    @property
-    def listeners(self) -> list[Listener]:
-        """The listeners of its endpoints, and those that still have connections of closed ones."""
-        self._closed = [listener for listener in self._closed if len(listener)]
-        return [*(endpoint.listener for endpoint in self._endpoints), *self._closed]
-
-    # Listening.
-
-    def listen(self, listen: Sequence[str]) -> None:
-        """
-        Listen at the start: on all of these, or on none.
-
-        Raises: what an endpoint fails with at once, most often CannotListenError.
-        """
-        endpoints = [serverFromString(self.reactor, text) for text in listen]
-        try:
-            for text, endpoint in zip(listen, endpoints, strict=True):
-                listener = self._listener()
-                problems: list[Failure] = []
-                made: list[IListeningPort] = []
-                listener.listen(endpoint).addCallbacks(made.append, problems.append)
-                for problem in problems:
-                    problem.raiseException()
-                self._endpoints += [_Endpoint(text, listener, port) for port in made]
-        except BaseException:
-            for one in self._endpoints:
-                one.port.stopListening()
-            raise
 
     def _listener(self) -> Listener:
         site, shared = GatewaySite(self.door, self.reactor), self.shared
         return Listener(site, self.limits, shared.clock, shared.observer, routes=self.app.routes())
-
-    async def _open(self, listen: Sequence[str], problems: list[Problem]) -> list[_Endpoint]:
-        """Listen on further endpoints; what cannot be is noted."""
-        opened: list[_Endpoint] = []
-        for text in listen:
-            listener = self._listener()
-            try:
-                endpoint = serverFromString(self.reactor, text)
-                port = await listener.listen(endpoint)
-            except Exception as error:
-                problems.append(_cannotListen(self.configuration.source, text, error))
-            else:
-                opened.append(_Endpoint(text, listener, port))
-        return opened
 
     # Changing.
 
@@ -245,8 +182,9 @@ class Running:
                         "settings that can be used",
                     )
                 )
-        before, after = Counter(one.text for one in self._endpoints), Counter(listen)
-        opened = await self._open(list((after - before).elements()), problems)
+        before, after = self.endpoints.texts, Counter(listen)
+        more = list((after - before).elements())
+        opened = await self.endpoints.prepare(more, configuration.source, problems)
         if problems or self._draining:
             await self._undo(made, opened)
             if problems:
@@ -255,7 +193,7 @@ class Running:
         # From here on nothing fails and nothing waits.
         return self._changed(configuration, made, opened, before - after)
 
-    async def _undo(self, made: dict[str, Generation], opened: list[_Endpoint]) -> None:
+    async def _undo(self, made: dict[str, Generation], opened: list[Endpoint]) -> None:
         await gathered([endpoint.port.stopListening() for endpoint in opened])
         await gathered([one.server.drain() for one in made.values()])
 
@@ -263,7 +201,7 @@ class Running:
         self,
         configuration: Configuration,
         made: dict[str, Generation],
-        opened: list[_Endpoint],
+        opened: list[Endpoint],
         surplus: Counter[str],
     ) -> Change:
         before = self.generations
@@ -271,7 +209,7 @@ class Running:
             settings.name: made.get(settings.name) or before[settings.name]
             for settings in configuration.servers
         }
-        closed = self._close(surplus)
+        closed = self.endpoints.close(surplus)
         change = Change(
             added=tuple(name for name in made if name not in before),
             changed=tuple(name for name in made if name in before),
@@ -282,7 +220,7 @@ class Running:
             closed=tuple(closed),
             hosts=self._guard(configuration),
         )
-        self._endpoints += opened
+        self.endpoints.add(opened)
         self.configuration = configuration
         self.limits.adopt(configuration.gateway.limits)
         self.shared.load.adopted()
@@ -298,25 +236,6 @@ class Running:
         self.shared.guard = HostGuard(new.allowed_hosts, new.allowed_origins)
         return True
 
-    def _close(self, surplus: Counter[str]) -> list[str]:
-        """Close endpoints; what is asked on their connections is still answered, once each."""
-        left = Counter(surplus)
-        self._closing = [closing for closing in self._closing if not closing.called]
-        closed: list[str] = []
-        for endpoint in list(self._endpoints):
-            if left[endpoint.text] <= 0:
-                continue
-            left[endpoint.text] -= 1
-            self._endpoints.remove(endpoint)
-            endpoint.listener.closing = True
-            self._closed.append(endpoint.listener)
-            closed.append(endpoint.text)
-            closing: Deferred[None] | None = endpoint.port.stopListening()
-            if closing is not None:
-                closing.addErrback(lambda failure: _log.failure("a port did not close", failure))
-                self._closing.append(closing)
-        return closed
-
     def _retire(self, old: Generation) -> None:
         retiring = self._retiring[old] = old.retire(self.generations.get(old.name))
         retiring.addErrback(lambda failure: _log.failure("while a server retired", failure))
@@ -326,6 +245,12 @@ class Running:
         del self._retiring[old]
         if old.name not in self.generations and not self._draining:
             self._route()
+
+    def endIdle(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions. Returns how many."""
+        generations = (*self.generations.values(), *self._retiring)
+        pooled = sum(one.mount.http.modern.shed(part) for one in generations)
+        return pooled + self.shared.registry.endIdle(part)
 
     # The end.
 
@@ -340,9 +265,7 @@ class Running:
         shared, clock, limits = self.shared, self.shared.clock, self.limits
         self._draining = True
         until = clock.seconds() + limits.drain_grace
-        for listener in self.listeners:
-            listener.closing = True
-        await gathered([endpoint.port.stopListening() for endpoint in self._endpoints])
+        await gathered(self.endpoints.closeAll())
         await self._settle()
         shared.accepting = False
         while self.busy():
@@ -352,13 +275,15 @@ class Running:
             await deferLater(clock, LOOK)
         stopping = [one.stop("shutdown") for one in self.generations.values()]
         await gathered([Deferred.fromCoroutine(one) for one in stopping])
-        await gathered([_waited(one) for one in (*self._retiring.values(), *self._closing)])
+        await gathered(
+            [_waited(one) for one in (*self._retiring.values(), *self.endpoints.closing)]
+        )
         await gathered([shared.registry.end(one, "shutdown") for one in shared.registry])
         await self.reaper.close()
         reached = BoundReached("hang_up_wait")
         hangingUp = [
             listener.hangUp(limits.hang_up_wait, lambda: shared.observer.observed(reached))
-            for listener in self.listeners
+            for listener in self.endpoints.listeners
         ]
         await gathered(hangingUp)
         shared.pulse.stop()
@@ -367,7 +292,7 @@ class Running:
         """Wait for the first requests of connections that were accepted before the end."""
         clock = self.shared.clock
         until = clock.seconds() + FIRST
-        while clock.seconds() < until and any(one.unheard for one in self.listeners):
+        while clock.seconds() < until and any(one.unheard for one in self.endpoints.listeners):
             await deferLater(clock, LOOK)
 
 
@@ -398,9 +323,3 @@ def _mistakes(configuration: Configuration) -> list[Problem]:
     if sum(one.default for one in servers) > 1:
         problems.append(Problem(source, "mcpServers", "two default servers", "one"))
     return problems
-
-
-def _cannotListen(source: str, text: str, error: Exception) -> Problem:
-    why = str(error.socketError) if isinstance(error, CannotListenError) else type(error).__name__
-    hint = "an address that overlaps one in use, its own included, needs a restart"
-    return Problem(source, "gateway.listen", f"{text}: {why}", "an endpoint to listen on", hint)

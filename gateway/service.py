@@ -41,10 +41,11 @@ from gateway.observe.observer import (
 )
 from gateway.proxies.shared import Shared
 from gateway.running import Running
-from gateway.servers.eras import EraServer, Verdicts
+from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.servers.shared import SharedServer
 from gateway.servers.stdio import StdioServer
+from gateway.servers.verdicts import Verdicts
 from gateway.sessions.registry import SessionRegistry
 from gateway.sessions.store import ISessionStore, MemoryStore
 from gateway.settings import ServerSettings, StdioSettings
@@ -140,7 +141,7 @@ class GatewayService(Service):
         self._limits.adopt(self.configuration.gateway.limits)
         run = self._assemble()
         try:
-            run.listen(self._listen(self.configuration))
+            run.endpoints.listen(self._listen(self.configuration))
         except BaseException:
             self.state = State.STOPPED
             raise
@@ -152,9 +153,7 @@ class GatewayService(Service):
         self._stopWatching()
         limit, shared = self.configuration.gateway.memory_limit, run.shared
         limit = limitOfCgroup() if limit is None else limit
-        self._memory = MemoryWatch(
-            self._clock, self._observer, shared.load, limit, shared.registry.endIdle
-        )
+        self._memory = MemoryWatch(self._clock, self._observer, shared.load, limit, run.endIdle)
         self._memory.start()
 
     def _stopWatching(self) -> None:
@@ -214,7 +213,9 @@ class GatewayService(Service):
     @property
     def ports(self) -> list[IListeningPort]:
         """The listening ports; empty unless started, and while it drains."""
-        return [] if self._run is None or self.state is State.DRAINING else self._run.ports
+        return (
+            [] if self._run is None or self.state is State.DRAINING else self._run.endpoints.ports
+        )
 
     @property
     def registry(self) -> SessionRegistry:

@@ -12,7 +12,8 @@ from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Hello, ILink, ILinkListener, ITwoEraServer
-from gateway.servers.eras import EraServer, Verdicts
+from gateway.servers.eras import EraServer
+from gateway.servers.verdicts import Verdicts
 from gateway.wire.context import CallContext
 from gateway.wire.mcp_headers import METHOD, NAME, NAMED, VERSION, encodeValue
 

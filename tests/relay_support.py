@@ -142,7 +142,11 @@ class Bench:
     def tell(self, what: Message) -> list[bool]:
         """Send a notification or response. Returns where it is said whether it was taken."""
         taken: list[bool] = []
-        self.relay.message(what, CONTEXT).addCallback(taken.append)
+        told = self.relay.message(what, CONTEXT)
+        if isinstance(told, bool):
+            taken.append(told)
+        else:
+            told.addCallback(taken.append)
         return taken
 
     def stream(self) -> MemoryTarget:

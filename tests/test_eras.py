@@ -26,7 +26,9 @@ from gateway.links.interfaces import (
     Reason,
 )
 from gateway.observe.observer import BoundReached, EraFound, MessageDropped
-from gateway.servers.eras import DOUBT_WAIT, SPARE_WAIT, EraServer, Verdicts
+from gateway.servers.eras import EraServer
+from gateway.servers.finding import DOUBT_WAIT, SPARE_WAIT
+from gateway.servers.verdicts import Verdicts
 from gateway.settings import HTTPSettings, StdioSettings
 from gateway.testing.scripted import ScriptedLink, ScriptedServer
 from gateway.wire.context import CallContext

@@ -30,6 +30,7 @@ ROOMS = [
     {"doors"},
     {"app"},
     {"config", "generation"},
+    {"endpoints"},
     {"running"},
     {"service"},
     {"banner", "reloading", "testing"},

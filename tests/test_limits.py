@@ -50,6 +50,8 @@ REACHED = {
     "retry_after": "test_streamable_proxy.test_acceptance_41_atCapacity",
     "max_calls": "test_limits.test_callsOfASession",
     "max_calls_total": "test_load.test_acceptance_92_too_many_calls_of_all",
+    "max_waiting_per_principal": "test_load."
+    "test_acceptance_96_a_flood_waits_for_its_turn_then_is_turned_away",
     "max_calls_per_principal": "test_load."
     "test_acceptance_96_who_floods_is_turned_away_and_others_are_not",
     "max_modern_calls": "test_modern_relay.test_callsAndStreamsAreBounded",
@@ -60,11 +62,14 @@ REACHED = {
     "max_pooled_total": "test_pool.test_theLongestIdleSessionOfAnybodyMakesRoom",
     "pooled_idle": "test_pool.test_idleSessionsEnd",
     "max_modern_waiting": "test_pool.test_howManyWait",
+    "max_modern_waiting_per_principal": "test_pool.test_nobodyTakesAllPlacesThatOthersWaitFor",
     "max_parked": "test_pool.test_howManyWaitForTheirClients",
+    "max_parked_per_principal": "test_pool.test_nobodyKeepsOthersFromBeingAsked",
     "parked_for": "test_pool.test_aClientThatDoesNotComeBack",
     "parked_beside": "test_pool.test_callsThatNobodyComesBackForHoldUpNoOthersForLong",
     "ask_wait": "test_pool.test_whatIsAskedWithinAWhileGoesTogether",
     "max_listens": "test_pool.test_howManyListen",
+    "max_listens_per_principal": "test_pool.test_nobodyKeepsOthersFromListening",
     "max_get_streams": "test_streamable_proxy.test_acceptance_38_fourStreamsAndTheNewestGetsIt",
     "max_queued_messages": "test_limits.test_messagesWithoutAStream",
     "max_queued_bytes": "test_limits.test_messagesWithoutAStream",

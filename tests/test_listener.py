@@ -255,7 +255,7 @@ async def test_a_client_that_does_not_say_goodbye_is_cut(own: Start, tls: bool) 
     await client.ended
     clock.pump([1.0] * 4)
     await turns()
-    assert not gateway_.service._run.listeners[0]._connections  # type: ignore[union-attr]
+    assert not gateway_.service._run.endpoints.listeners[0]._connections  # type: ignore[union-attr]
     await stopAt(clock, gateway_)
 
 

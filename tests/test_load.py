@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from hypothesis import given
@@ -27,8 +28,9 @@ from gateway.guard.memory import (
     resident,
     stageOf,
 )
-from gateway.observe.observer import CallFailed, MemoryPressed, SessionEnded
+from gateway.observe.observer import BoundReached, CallFailed, MemoryPressed, SessionEnded
 from gateway.service import GatewayService
+from gateway.testing import MemoryGateway, ScriptedServer
 from gateway.wire.context import ANONYMOUS
 
 ALICE, BOB = [(b"X-Who", b"alice")], [(b"X-Who", b"bob")]
@@ -75,7 +77,7 @@ async def test_acceptance_96_who_floods_is_turned_away_and_others_are_not(start:
     stack = await start(
         {"one": server},
         authenticator=NamedInHeader(),
-        limits=Limits(max_calls_per_principal=2),
+        limits=Limits(max_calls_per_principal=2, max_waiting_per_principal=0),
     )
     flooding, too = await opened(stack, ALICE), await opened(stack, ALICE)
     other = await opened(stack, BOB)
@@ -95,6 +97,227 @@ async def test_acceptance_96_who_floods_is_turned_away_and_others_are_not(start:
     link.reply(link.last("tools/call"))
     assert (await one.response()).json["id"] == 1
     assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 5), flooding)).json
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_so_is_who_floods_a_server_without_sessions(start: Start) -> None:
+    server = AnsweringServer("one", http=True, sessionless=True)
+    stack = await start(
+        {"one": server},
+        authenticator=NamedInHeader(),
+        limits=Limits(max_calls_per_principal=2, max_waiting_per_principal=0),
+    )
+    load = stack.shared.load
+    assert (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 0), ALICE)).status == 200
+    server.answers = False
+    one = await begun(stack, ALICE, 1, 1)
+    two = await begun(stack, ALICE, 2, 2)
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 3), ALICE)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    assert stack.observer.bounds == ["max_calls_per_principal"]
+    # Of each there are as many, whoever else is there.
+    his = await begun(stack, BOB, 4, 3)
+    await begun(stack, BOB, 5, 4)
+    assert len(load) == 2
+    link = server.links[0]
+    calls = link.of("tools/call")
+    link.reply(calls[1])
+    assert (await one.response()).json["id"] == 1
+    again = await begun(stack, ALICE, 6, 4)
+    # Who leaves has not cancelled: the call goes on, and counts.
+    again.reset()
+    await again.ended
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 7), ALICE)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    for sent in calls[2:]:
+        link.reply(sent)
+    assert (await two.response()).json["id"] == 2
+    assert (await his.response()).json["id"] == 4
+    link.reply(link.of("tools/call")[-1])
+    assert (load.total.calls, len(load)) == (0, 0)
+    # So it is when all of it ends.
+    await begun(stack, ALICE, 8, 1)
+    await stack.mounts["one"].http.stop()
+    assert (load.total.calls, len(load)) == (0, 0)
+
+
+# Turns.
+
+
+def waiting(stack: Stack, principal: str) -> int:
+    """How many calls of a principal's wait."""
+    (account,) = (
+        one for who, one in stack.shared.load._accounts.items() if who.subject == principal
+    )
+    return 0 if account.queue is None else len(account.queue)
+
+
+async def flooded(start: Start, waits: int = 2, **options: Any) -> Any:
+    """Alice has a call that runs and one more that waits, by herself each in a session."""
+    server = AnsweringServer("one", **options)
+    limits = Limits(max_calls_per_principal=1, max_waiting_per_principal=waits)
+    stack = await start({"one": server}, authenticator=NamedInHeader(), limits=limits)
+    named = await opened(stack, ALICE), await opened(stack, ALICE)
+    server.answers = False
+    one = await begun(stack, named[0], 1, 1)
+    two = await begun(stack, named[1], 2, 2)
+    assert stack.observer.bounds == ["max_calls_per_principal"]
+    return stack, server, named, one, two
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_a_flood_waits_for_its_turn_then_is_turned_away(start: Start) -> None:
+    stack, server, named, one, two = await flooded(start)
+    three = await begun(stack, named[0], 3, 3)
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 4), named[0])
+    assert (full.status, full.json["id"]) == (200, 4)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    assert stack.observer.bounds[-1] == "max_waiting_per_principal"
+    first, second = server.links
+    assert len(first.of("tools/call")) == 1 and not second.of("tools/call")
+    # Nobody else waits for that.
+    server.answers = True
+    other = await opened(stack, BOB)
+    assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 5), other)).json
+    server.answers = False
+    # In order, each when the one before has ended.
+    for client, link, id in ((one, first, 1), (two, second, 2), (three, first, 3)):
+        link.reply(link.of("tools/call")[-1])
+        assert (await client.response()).json["id"] == id
+    load = stack.shared.load
+    assert load.total.calls == 0 and waiting(stack, "alice") == 0
+    server.answers = True
+    assert "result" in (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 6), named[1])).json
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_who_waits_may_be_cancelled_and_has_its_own_time(start: Start) -> None:
+    stack, server, named, one, two = await flooded(start, timeout=10.0)
+    told = rpc("notifications/cancelled", requestId=2)
+    assert (await stack.ask(b"POST", b"/mcp", told, named[1])).status == 202
+    assert (await two.response()).json["error"]["data"]["reason"] == "cancelled"
+    assert waiting(stack, "alice") == 0
+    stack.pass_(9.0)
+    three = await begun(stack, named[1], 3, 2)
+    stack.pass_(1.5)
+    assert (await one.response()).json["error"]["data"]["reason"] == "timeout"
+    # Its turn has come, and so much of its time is left.
+    assert len(server.links[1].of("tools/call")) == 1
+    stack.pass_(8.0)
+    assert not three.unread
+    four = await begun(stack, named[0], 4, 2)
+    stack.pass_(1.0)
+    assert (await three.response()).json["error"]["data"]["reason"] == "timeout"
+    server.links[0].reply(server.links[0].last("tools/call"))
+    assert (await four.response()).json["id"] == 4
+    # What never began is never cancelled at the server.
+    assert not [s for s in server.links[1].of("notifications/cancelled") if s.message is told]
+    five = await begun(stack, named[0], 5, 1)
+    six = await begun(stack, named[1], 6, 2)
+    stack.pass_(10.5)
+    for client in (five, six):
+        assert (await client.response()).json["error"]["data"]["reason"] == "timeout"
+    assert stack.shared.load.total.calls == 0
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_who_waits_is_told_when_its_session_ends(start: Start) -> None:
+    stack, server, named, one, two = await flooded(start)
+    assert (await stack.ask(b"DELETE", b"/mcp", None, named[1])).status == 204
+    assert (await two.response()).json["error"]["data"]["reason"] == "cancelled"
+    three = await begun(stack, named[0], 3, 2)
+    # The child of the session dies: what ran has failed, what waited runs on the next.
+    server.links[0].lose()
+    assert (await one.response()).json["error"]["data"]["reason"] == "server_exited"
+    await stack.until(lambda: server.links[-1].of("tools/call"))
+    server.links[-1].reply(server.links[-1].last("tools/call"))
+    # The stream was told what a recovered session tells.
+    await three.head()
+    while (await three.message()).get("id") != 3:
+        pass
+    assert stack.shared.load.total.calls == 0
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_modern_calls_wait_too(start: Start) -> None:
+    server = ModernServer("one", timeout=10.0)
+    limits = Limits(max_calls_per_principal=1, max_waiting_per_principal=2)
+    stack = await start({"one": known(server)}, limits=limits)
+    total = stack.shared.load.total
+    clients = []
+    for id in ("a", "b", "c"):
+        body = enveloped("tools/call", id, name="x")
+        clients.append(await stack.send(b"POST", b"/mcp", body, fields(body)))
+        await stack.until(lambda: total.calls == len(clients))
+    full = await stack.ask(b"POST", b"/mcp", body, fields(body))
+    assert full.json["error"]["data"]["reason"] == "rate_limited"
+    assert (full.status, full.header(b"retry-after")) == (503, b"5")
+    bounds = ["max_calls_per_principal", "max_waiting_per_principal"]
+    assert stack.observer.bounds == [bounds[0], bounds[0], bounds[1]]
+    # Who leaves, waits no more.
+    clients[1].reset()
+    await stack.until(lambda: total.calls == 2)
+    assert len(server.newest.of("tools/call")) == 1
+    server.newest.reply(server.newest.last("tools/call"))
+    assert (await clients[0].response()).json["id"] == "a"
+    await stack.until(lambda: len(server.newest.of("tools/call")) == 2)
+    late = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: total.calls == 2)
+    server.newest.reply(server.newest.last("tools/call"))
+    assert (await clients[2].response()).json["id"] == "c"
+    await stack.until(lambda: len(server.newest.of("tools/call")) == 3)
+    more = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: total.calls == 2)
+    extra = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: total.calls == 3)
+    # The one that runs has its time, and so has who still waits then.
+    stack.pass_(10.0)
+    for client in (late, extra):
+        assert (await client.response()).json["error"]["data"]["reason"] == "timeout"
+    await stack.until(lambda: len(server.newest.of("tools/call")) == 4)
+    server.newest.reply(server.newest.last("tools/call"))
+    assert (await more.response()).json["id"] == "c"
+    assert (total.calls, len(stack.shared.load)) == (0, 0)
+    # At the end who waits is told.
+    first = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: total.calls == 1)
+    last = await stack.send(b"POST", b"/mcp", body, fields(body))
+    await stack.until(lambda: total.calls == 2)
+    assert stack.mounts["one"].http.running()
+    await stack.mounts["one"].http.stop()
+    for client in (first, last):
+        assert (await client.response()).json["error"]["data"]["reason"] == "shutting_down"
+    assert (total.calls, len(stack.shared.load)) == (0, 0)
+
+
+@pytest.mark.acceptance(96)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_96_so_do_those_of_servers_without_sessions(start: Start) -> None:
+    server = AnsweringServer("one", http=True, sessionless=True)
+    limits = Limits(max_calls_per_principal=1, max_waiting_per_principal=1)
+    stack = await start({"one": server}, authenticator=NamedInHeader(), limits=limits)
+    assert (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 0), ALICE)).status == 200
+    server.answers = False
+    one = await begun(stack, ALICE, 1, 1)
+    two = await begun(stack, ALICE, 2, 2)
+    full = await stack.ask(b"POST", b"/mcp", rpc("tools/call", 3), ALICE)
+    assert reasonIn(full) == ("rate_limited", 5000)
+    his = await begun(stack, BOB, 4, 3)
+    link = server.links[0]
+    calls = link.of("tools/call")
+    assert len(calls) == 3
+    link.reply(calls[1])
+    assert (await one.response()).json["id"] == 1
+    link.reply(link.of("tools/call")[3])
+    assert (await two.response()).json["id"] == 2
+    link.reply(calls[2])
+    assert (await his.response()).json["id"] == 4
+    assert (stack.shared.load.total.calls, len(stack.shared.load)) == (0, 0)
 
 
 @pytest.mark.acceptance(92)
@@ -126,7 +349,9 @@ async def test_acceptance_92_too_many_calls_of_all(start: Start) -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_92_modern_calls_count_too(start: Start, bound: str) -> None:
     server = ModernServer("one")
-    stack = await start({"one": known(server)}, limits=Limits(**{bound: 1}))
+    stack = await start(
+        {"one": known(server)}, limits=Limits(**{bound: 1}, max_waiting_per_principal=0)
+    )
     running, body = stack.shared.load.total, enveloped("tools/call", "a", name="x")
     listen = enveloped("subscriptions/listen", "l", notifications={})
     listener = await stack.send(b"POST", b"/mcp", listen, fields(listen))
@@ -234,6 +459,36 @@ async def test_acceptance_95_memory_in_stages_and_back(start: Start) -> None:
     watch.stop()
 
 
+@pytest.mark.acceptance(95)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_acceptance_95_idle_sessions_of_modern_callers_end_too(replaced: bool) -> None:
+    server = ScriptedServer("one")
+    gateway = MemoryGateway((server,), options={"observer": (observed := Observed())})
+    client = gateway.client("one")
+    answers = []
+    for id in (1, 2):
+        # Where the server may ask, each call has a session to itself.
+        asks = {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
+        body = enveloped("tools/call", id, meta=asks, name="x")
+        pairs = {name.decode(): value.decode() for name, value in fields(body)}
+        answers.append(client.send("POST", body, **pairs))
+    idle, busy = server.open
+    idle.reply(idle.last("tools/call"), b'{"content":[]}')
+    gateway.advance(0)
+    assert answers[0].json()["id"] == 1
+    if replaced:
+        gateway.reload((ScriptedServer("one", timeout=9.0),))
+    settings = gateway.service.configuration.gateway
+    pressed = attrs.evolve(settings, memory_limit=1)
+    gateway.service.reload(attrs.evolve(gateway.service.configuration, gateway=pressed))
+    assert server.open == [busy]
+    assert BoundReached("memory_limit", "one") in observed.events
+    busy.reply(busy.last("tools/call"), b'{"content":[]}')
+    assert answers[1].json()["id"] == 2
+    gateway.advance(60)
+    assert gateway.stop().called and not server.open
+
+
 def test_a_look_now_and_then_and_none_without_a_limit() -> None:
     clock, observed, looks = Clock(), Observed(), []
 
@@ -265,6 +520,17 @@ def test_what_the_system_says(tmp_path: Path) -> None:
     (deep / "memory.max").write_text("4096\n")
     assert limitOfCgroup(tmp_path, own) == 4096
     assert limitOfCgroup(tmp_path, tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(("value", "taken"), [(0, True), (64, True), (-1, False), (0.5, False)])
+def test_that_nobody_waits_may_be_written(value: float, taken: bool) -> None:
+    limits = {"max_waiting_per_principal": value}
+    document = {"mcpServers": {"a": {"command": "x"}}, "gateway": {"limits": limits}}
+    if taken:
+        assert readConfiguration(document).gateway.limits.max_waiting_per_principal == value
+        return
+    with pytest.raises(ConfigurationError, match=r"max_waiting_per_principal.*not below 0"):
+        readConfiguration(document)
 
 
 def test_how_it_is_written() -> None:

@@ -327,6 +327,74 @@ async def test_thePolicyIsAskedFirst(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_thePolicyIsAskedForEachResourceThatIsListenedTo(start: Start) -> None:
+    it = await bench(start, policy=NoSecrets())
+    for uris in (["secret"], ["file:///a", "secret"], ["file:///a", 7], "secret"):
+        body = enveloped("subscriptions/listen", "a", notifications={"resourceSubscriptions": uris})
+        error = assertRefused(await it.refused(body), 403, -32603, b'"a"')
+        assert error["data"] == {"reason": "forbidden"}
+    twice = enveloped(
+        "subscriptions/listen", "a", notifications={"resourceSubscriptions": ["file:///a"]}
+    ).replace(
+        b'"resourceSubscriptions"', b'"resourceSubscriptions":["secret"],"resourceSubscriptions"'
+    )
+    answer = await it.stack.ask(b"POST", b"/mcp", twice, fields(twice))
+    assertRefused(answer, 403, -32603, b'"a"')
+    for wanted in ({"resourceSubscriptions": ["file:///a"]}, {"toolsListChanged": True}):
+        await it.post(enveloped("subscriptions/listen", "l", notifications=wanted))
+
+
+@pytest_twisted.ensureDeferred
+async def test_oneClientsListOfToolsJudgesNoOthersRequests(start: Start) -> None:
+    """Two principals may be shown other tools, or the same with another schema."""
+    it = await bench(start, authenticator=NamedInHeader())
+    alice, bob = (b"X-Who", b"alice"), (b"X-Who", b"bob")
+    call = enveloped("tools/call", name="sql", arguments={"region": "eu"})
+
+    async def lists(who: tuple[bytes, bytes], header: str) -> None:
+        client = await it.post(enveloped("tools/list"), who)
+        properties = {"region": {"type": "string", "x-mcp-header": header}}
+        schema = {"type": "object", "properties": properties}
+        tools = {"resultType": "complete", "tools": [{"name": "sql", "inputSchema": schema}]}
+        it.server.newest.reply(it.sent, json.dumps(tools).encode())
+        assert (await client.response()).status == 200
+
+    async def served(*others: tuple[bytes, bytes]) -> None:
+        client = await it.post(call, *others)
+        it.server.newest.reply(it.sent)
+        assert (await client.response()).status == 200
+
+    await lists(alice, "Region")
+    assertRefused(await it.refused(call, alice), 400, -32020, b"7")
+    await served(bob)
+    await lists(bob, "Place")
+    await served(alice, (b"Mcp-Param-Region", b"eu"))
+    await served(bob, (b"Mcp-Param-Place", b"eu"))
+    for who, other in ((alice, b"Place"), (bob, b"Region")):
+        refused = await it.refused(call, who, (b"Mcp-Param-" + other, b"eu"))
+        assertRefused(refused, 400, -32020, b"7")
+
+
+@pytest_twisted.ensureDeferred
+async def test_listsOfToolsAreHeldWithinABound(start: Start) -> None:
+    limits = Limits(max_tool_headers=2000)
+    it = await bench(start, authenticator=NamedInHeader(), limits=limits)
+    call = enveloped("tools/call", name="sql", arguments={"region": "eu"})
+    properties = {"region": {"type": "string", "x-mcp-header": "Region"}}
+    schema = {"type": "object", "properties": properties}
+    tools = {"resultType": "complete", "tools": [{"name": "sql", "inputSchema": schema}]}
+    for number in range(40):
+        who = (b"X-Who", b"%d" % number)
+        client = await it.post(enveloped("tools/list"), who)
+        it.server.newest.reply(it.sent, json.dumps(tools).encode())
+        await client.response()
+        assertRefused(await it.refused(call, who), 400, -32020, b"7")
+    # The first one's is forgotten, and so nothing is judged by it.
+    await it.post(call, (b"X-Who", b"0"))
+    assert "max_tool_headers" in it.stack.observer.bounds
+
+
+@pytest_twisted.ensureDeferred
 async def test_whileItDrainsNothingNewIsTaken(start: Start) -> None:
     it = await bench(start)
     it.stack.shared.accepting = False

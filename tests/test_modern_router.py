@@ -18,7 +18,7 @@ from gateway.observe.observer import BoundReached, CallStarted, MessageDropped
 from gateway.relay.effects import Answer, Call, Deliver, Forget, Forward
 from gateway.relay.modern_router import Ended, ModernEffect, ModernRouter
 from gateway.testing.scripted import message
-from gateway.wire.context import CallContext
+from gateway.wire.context import CallContext, Principal
 from gateway.wire.envelope import Message
 
 CONTEXT = CallContext("scripted")
@@ -327,6 +327,18 @@ def test_callsAndStreamsAreBoundedEachByItself() -> None:
         assert isinstance(effects[1], Answer) and reasonOf(effects[1].message) == "overloaded"
         assert effects[1].message.id == b'"z"'
     assert len(router.calls) == 3
+
+
+def test_nobodyKeepsOthersFromListening() -> None:
+    router = makeRouter(Limits(max_listens_per_principal=1))
+    listen(router)
+    effects = router.request(request(b'"z"', "subscriptions/listen"), Target(), CONTEXT, 0.0)
+    assert effects[0] == BoundReached("max_listens_per_principal", "scripted")
+    assert isinstance(effects[1], Answer) and reasonOf(effects[1].message) == "rate_limited"
+    other = CallContext("scripted", Principal("https://idp", "bob", "gateway"))
+    effects = router.request(request(b'"z"', "subscriptions/listen"), Target(), other, 0.0)
+    assert only(effects, BoundReached) == []
+    assert router.listens == 2
 
 
 def test_aStartedCallIsTold() -> None:

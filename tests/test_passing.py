@@ -219,6 +219,7 @@ async def test_anEventStreamComesAsItIsCommentsAndAll(bench: Any) -> None:
     assert head.header(b"x-accel-buffering") == b"no"
     assert head.header(b"cache-control") == b"no-cache"
     pieces = [b": ping\r\n\r\n", b"id: 7\nda", b"ta: {\xff}\n\n", b"retry: 5\r\r", b"\n"]
+    pieces += [b'data: {"jsonrpc":"2.0","id":7,', b'"result":{}}\n\n', b": more\n"]
     for piece in pieces:
         got.chunk(piece)
         assert await client.chunk() == piece, "as they come"
@@ -274,14 +275,102 @@ async def test_whatFailsBeforeTheHeadIsAnswered(bench: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_afterTheHeadTheConnectionIsCut(bench: Any) -> None:
+async def test_afterTheHeadAJSONAnswerIsCut(bench: Any) -> None:
     it = await bench()
     client, got = await it.post(enveloped("tools/call", name="x"))
-    got.stream()
+    got.raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n")
+    got.raw(b" " * 70_000)
     await client.head()
     got.cut()
-    assert await client.rest() == b""
+    await client.rest()
     assert it.reasons == ["outcome_unknown"]
+
+
+WORDS = rpc("notifications/progress", progressToken=1, progress=1)
+
+
+@pytest.mark.acceptance(70)
+@pytest.mark.parametrize("end", ["cut", "ended", "malformed"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b": hello\n",
+        b"data: " + WORDS + b"\n\n",
+        b"data: " + WORDS + b"\r\n\r\n",
+        # In the middle of an event, a line, a field name.
+        b"data: " + WORDS + b"\n\ndata: " + rpc("notifications/message")[:20],
+        b'event: message\ndata: {"jsonrpc":"2.0","id":"a","result":{}}\n',
+        b'data: {"jsonrpc":"2.0","id":"a","result":{}}\r\n',
+        b'data: {"jsonrpc":"2.0","id":"a","result":"\xe2\x82',
+        b"dat",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_70_aStreamThatBreaksOffEndsInOneError(
+    bench: Any, before: bytes, end: str
+) -> None:
+    it = await bench()
+    client, got = await it.post(enveloped("tools/call", "a", name="x"))
+    got.stream()
+    if before:
+        got.chunk(before)
+    await client.head()
+    await it.stack.turns()
+    if end == "cut":
+        got.finish()
+    elif end == "ended":
+        got.end()
+    else:
+        got.raw(b"no size\r\n")
+    events = []
+    while (event := await client.event()) is not None:
+        events.append(event)
+    messages = [json.loads(event.data) for event in events if event.event == b"message"]
+    assert [one.get("method") for one in messages[:-1]] in ([], ["notifications/progress"])
+    reason = "bad_answer" if end == "malformed" else "outcome_unknown"
+    last = messages[-1]
+    assert (last["id"], last["error"]["code"]) == ("a", -32603)
+    assert last["error"]["data"] == {"reason": reason}
+    assert it.reasons == [reason]
+    # The connection is as good as before.
+    client.send(it.stack.request(b"GET", b"/servers/none/mcp"))
+    assert (await client.response()).status == 404
+
+
+@pytest.mark.acceptance(70)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_70_whoHasItsAnswerGetsNoOther(bench: Any) -> None:
+    it = await bench()
+    answer = b'{"jsonrpc":"2.0","id":7,"error":{"code":-1,"message":"m"}}'
+    note = rpc("notifications/message", level="info", data="x")
+    for size, last in ((0, note), (100_000, note), (0, b"")):
+        client, got = await it.post(enveloped("tools/call", name="x"))
+        got.stream()
+        large = answer[:-1] + b',"more":"%b"}' % (b"x" * size)
+        said = b"data: " + large + b"\n\n" + (b"data: " + last + b"\n\n" if last else b"")
+        got.chunk(said)
+        await client.head()
+        event = await client.event()
+        assert event is not None and event.data == large
+        got.finish()
+        rest = await client.rest()
+        assert b"outcome_unknown" not in rest
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatCannotBeReadIsCut(bench: Any) -> None:
+    """It is coded, or the error of a server that speaks in events."""
+    it = await bench()
+    for head in (b"200 OK\r\nContent-Encoding: gzip", b"500 Oh\r\nX-Y: z"):
+        client, got = await it.post(enveloped("tools/call", name="x"))
+        got.raw(
+            b"HTTP/1.1 " + head + b"\r\nContent-Type: text/event-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        await client.head()
+        got.cut()
+        assert await client.rest() == b""
 
 
 @pytest_twisted.ensureDeferred
@@ -302,7 +391,9 @@ async def test_silenceHasABoundAndSoHasAll(bench: Any) -> None:
         got.chunk(b":\n\n")
         assert await client.chunk() == b":\n\n"
     it.stack.pass_(9.0)
-    assert await client.rest() == b""
+    told = await client.message()
+    assert (told["id"], told["error"]["data"]) == ("a", {"reason": "timeout"})
+    assert await client.event() is None
     assert it.reasons == ["timeout"] * 2
 
 
@@ -471,17 +562,23 @@ async def test_atTheEndWhoListensIsAnswered(bench: Any) -> None:
     call, _ = await it.post(enveloped("tools/call", "a", name="x"))
     for client in (whole, half):
         await client.head()
-        await client.chunk()
+    await whole.chunk()
+    await it.stack.turns()
     assert it.stack.mounts["one"].http.running()
     await it.stack.mounts["one"].http.stop()
-    assert await whole.message() == {
-        "jsonrpc": "2.0",
-        "id": "l",
-        "result": {"resultType": "complete", "_meta": {SUBSCRIPTION: "l"}},
-    }
-    assert await whole.chunk() is None
-    # Within an event nothing can be said any more.
-    assert await half.chunk() is None
+    for client in (whole, half):
+        event = await client.event()
+        # What was within an event is none.
+        if client is half:
+            assert event is not None and event.event == b"unfinished"
+            event = await client.event()
+        assert event is not None and event.data is not None
+        assert json.loads(event.data) == {
+            "jsonrpc": "2.0",
+            "id": "l",
+            "result": {"resultType": "complete", "_meta": {SUBSCRIPTION: "l"}},
+        }
+        assert await client.chunk() is None
     error = assertRefused(await call.response(), 503, -32603, b'"a"')
     assert error["data"] == {"reason": "shutting_down"}
     await it.stack.until(lambda: not it.upstream.connections)

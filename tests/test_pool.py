@@ -345,6 +345,20 @@ def test_howManyWait() -> None:
     bench.stop()
 
 
+def test_nobodyTakesAllPlacesThatOthersWaitFor() -> None:
+    """Whatever its callers are called."""
+    limits = Limits(max_pooled_total=1, max_modern_waiting_per_principal=1)
+    bench = PoolBench(ScriptedServer(result=RESULT, callers="header:X"), limits)
+    bench.ask(1, caps=FORM, who=ALICE)
+    waits = bench.ask(2, caps=FORM, who=ALICE, caller="a")
+    assert bench.ask(3, caps=FORM, who=ALICE, caller="b").reason == "rate_limited"
+    assert "max_modern_waiting_per_principal" in bench.bounds() and waits.waits
+    assert bench.ask(4, caps=FORM, who=BOB).waits
+    bench.pool.gone(waits.target)
+    assert bench.ask(5, caps=FORM, who=ALICE, caller="b").waits
+    bench.stop()
+
+
 def test_whoWaitsIsToldThatItsTimeIsOver() -> None:
     server = ScriptedServer(result=RESULT, timeout=30.0)
     bench = PoolBench(server, limits=Limits(max_pooled_sessions=1))
@@ -949,6 +963,20 @@ def test_howManyWaitForTheirClients() -> None:
     bench.stop()
 
 
+def test_nobodyKeepsOthersFromBeingAsked() -> None:
+    bench = PoolBench(limits=Limits(max_parked_per_principal=1))
+    for who, asks in ((ALICE, True), (ALICE, False), (BOB, True)):
+        call = bench.ask(2, caps=ALL, who=who)
+        link = bench.links[-1]
+        link.push(ELICIT % 9)
+        bench.turn()
+        assert call.waits is not asks
+        if not asks:
+            assert answers(link)[0]["error"]["code"] == -32603
+            assert bench.bounds() == ["max_parked_per_principal"]
+    bench.stop()
+
+
 def test_deadlinesStandStillWhileTheClientIsAsked() -> None:
     bench = PoolBench(ScriptedServer(result=RESULT, timeout=10.0))
     call, link, sent = asked(bench)
@@ -1291,6 +1319,18 @@ def test_howManyListen() -> None:
     assert "max_listens" in bench.bounds()
     bench.pool.gone(one.target)
     assert listen(bench, 3, toolsListChanged=True).waits
+    bench.stop()
+
+
+def test_nobodyKeepsOthersFromListening() -> None:
+    bench = PoolBench(limits=Limits(max_listens_per_principal=1))
+    wanted = {"notifications": {"toolsListChanged": True}}
+    one = bench.ask(1, "subscriptions/listen", wanted, who=ALICE)
+    assert bench.ask(2, "subscriptions/listen", wanted, who=ALICE).reason == "rate_limited"
+    assert "max_listens_per_principal" in bench.bounds()
+    assert bench.ask(3, "subscriptions/listen", wanted, who=BOB).waits
+    bench.pool.gone(one.target)
+    assert bench.ask(4, "subscriptions/listen", wanted, who=ALICE).waits
     bench.stop()
 
 

@@ -366,6 +366,6 @@ def test_whateverHappensEachRequestIsAnsweredOnceAndNothingIsLeft(
     for one in bench.all:
         assert len(one.target.answers) == (0 if one in storm.gone else 1)
     pool = bench.pool
-    assert not (pool._calls or pool._opening or pool._parked or pool._callers._callers)
+    assert not (pool._calls or list(pool._openings) or pool._parked or pool._callers._callers)
     assert not (pool._callers._sessions or pool._callers.waiting or pool._callers.closing)
     assert not (pool._listening._audiences or pool._listening._replies)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from relay_support import CONTEXT, Bench, MemoryTarget, notify, request, response
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -20,7 +20,6 @@ from gateway.links.interfaces import (
     Hello,
     IHTTPLink,
     ILink,
-    ILinkListener,
     IServer,
     LinkFailed,
     Reason,
@@ -35,10 +34,12 @@ from gateway.observe.observer import (
     MessageDropped,
     SessionRecovered,
 )
+from gateway.relay.hearing import NOBODY, IKeptListener
 from gateway.relay.repeats import WINDOW
 from gateway.relay.sender import SessionOver
 from gateway.testing.scripted import RESULT, ScriptedHTTPLink, ScriptedLink, ScriptedServer, message
 from gateway.wire.context import CallContext
+from gateway.wire.envelope import Message
 
 NARROWED = RESULT.replace(b'"logging":{}', b'"experimental":{}')
 OTHER_REVISION = RESULT.replace(b"2025-06-18", b"2025-03-26")
@@ -55,11 +56,11 @@ def failure(deferred: Deferred[Any]) -> BaseException:
 
 def test_the_scripted_server_is_what_it_says() -> None:
     bench = Bench()
-    assert verifyObject(ILinkListener, bench.relay)
+    assert verifyObject(IKeptListener, bench.relay.upstream) and verifyObject(IKeptListener, NOBODY)
     for http in (False, True):
         server = ScriptedServer(http=http)
         assert verifyObject(IServer, server)
-        server.link(Hello(b"{}"), bench.relay, CONTEXT, ownStreams=http)
+        server.link(Hello(b"{}"), bench.relay.upstream, CONTEXT, ownStreams=http)
         assert verifyObject(IHTTPLink if http else ILink, server.newest)
     bench.end()
 
@@ -281,6 +282,44 @@ def test_one_attempt_for_any_number_of_calls() -> None:
     assert [target.json["id"] for target in targets] == list(range(5))
     assert bench.server.handshakes == 2
     bench.end()
+
+
+def test_who_gives_up_while_others_are_told_of_a_link_is_not_told() -> None:
+    bench = Bench()
+    bench.server.handshakeHeld = True
+    opening = bench.opening()
+    later = bench.relay.acquire(CONTEXT)
+    ends: list[object] = []
+    later.addBoth(ends.append)
+    opening.addCallback(lambda _: later.cancel())
+    bench.server.finishHandshake()
+    assert len(ends) == 1 and isinstance(ends[0], Failure) and ends[0].check(CancelledError)
+    assert bench.relay.link is bench.server.newest
+    bench.end()
+
+
+def test_a_session_that_ends_because_of_what_a_recovery_tells_keeps_no_link() -> None:
+    bench = Bench().opened()
+    bench.server.newest.lose()
+
+    class Ending(MemoryTarget):
+        def deliver(self, message: Message, mark: EventMark | None = None) -> bool:
+            bench.registry.end(bench.session, "deleted")
+            return True
+
+    bench.relay.attach(Ending())
+    target = bench.ask(7)
+    assert target.reason == "cancelled"
+    bench.left()
+
+
+def test_who_calls_a_session_that_is_over_hears_it_at_once() -> None:
+    bench = Bench().opened()
+    bench.end()
+    assert bench.ask(7).reason == "shutting_down"
+    assert bench.tell(notify("notifications/cancelled", '{"requestId":7}')) == [True]
+    assert bench.observed.of(MessageDropped) == [MessageDropped("scripted", "undeliverable")]
+    bench.left()
 
 
 def test_a_call_that_ended_while_it_waited_is_not_sent() -> None:
@@ -642,7 +681,7 @@ def test_the_servers_stream_ends_and_the_clients_with_it() -> None:
     link.listen(stream, None, CONTEXT)
     link.end(stream)
     assert stream.closed
-    bench.relay.ended(MemoryTarget())
+    bench.server.newest.listener.ended(MemoryTarget())
     bench.end()
 
 
@@ -706,6 +745,26 @@ def test_a_denied_call_fails_and_a_denied_note_is_dropped() -> None:
     link.reply(link.last("tools/call"))
     assert allowed.json["id"] == 2
     assert (Direction.TO_SERVER, "tools/call", "ls") in policy.asked
+    bench.end()
+
+
+def test_a_policy_is_asked_for_what_is_to_be_completed() -> None:
+    policy = Denying({"deploy", "file:///etc"})
+    bench = Bench(policy=policy).opened()
+    before = len(bench.server.newest.sent)
+    for ref in (
+        '{"type":"ref/prompt","name":"deploy"}',
+        '{"type":"ref/resource","uri":"file:///etc"}',
+        '{"type":"ref/resource","uri":"file:///tmp","name":"deploy"}',
+        '{"type":"ref/prompt","name":"deploy","name":"greet"}',
+    ):
+        params = f'{{"ref":{ref},"argument":{{"name":"a","value":"b"}}}}'
+        assert bench.ask(1, "completion/complete", params).reason == "forbidden", ref
+    assert len(bench.server.newest.sent) == before
+    params = '{"ref":{"type":"ref/prompt","name":"greet"},"argument":{"name":"a","value":"b"}}'
+    bench.ask(2, "completion/complete", params)
+    assert len(bench.server.newest.sent) == before + 1
+    assert (Direction.TO_SERVER, "completion/complete", "greet") in policy.asked
     bench.end()
 
 
@@ -778,8 +837,8 @@ def test_the_end_of_a_session_ends_all_of_it(reason: str, told: str | None) -> N
     assert bench.observed.of(CallFailed) == [CallFailed("scripted", "tools/call", failed)] * 2
     # What comes later touches nothing.
     before = len(bench.observed.events)
-    bench.relay.received(notify("notifications/message"), None)
-    bench.relay.lost(Reason.SERVER_EXITED, "late")
+    link.listener.received(notify("notifications/message"), None)
+    link.listener.lost(Reason.SERVER_EXITED, "late")
     assert len(bench.observed.events) == before
 
 
@@ -791,6 +850,16 @@ def test_a_session_of_no_registry_is_dismissed() -> None:
     assert done == [None] and bench.server.newest.closed
     assert target.reason == "cancelled"
     bench.registry.end(bench.session, "")
+
+
+def test_a_session_that_is_lost_may_be_dismissed() -> None:
+    bench = Bench().opened()
+    bench.relay.over()
+    done: list[None] = []
+    for _ in range(2):
+        Deferred.fromCoroutine(bench.relay.dismiss()).addCallback(done.append)
+    assert done == [None, None] and bench.session.ended == "lost"
+    bench.left()
 
 
 def test_a_server_without_sessions_is_greeted_by_the_gateway_itself() -> None:

@@ -22,7 +22,12 @@ from twisted.python.failure import Failure
 
 from gateway.config import Configuration, ConfigurationError, GatewaySettings, Problem
 from gateway.guard.limits import Limits
-from gateway.observe.observer import BoundReached, ConfigurationReloaded, ReloadRefused
+from gateway.observe.observer import (
+    BoundReached,
+    ConfigurationReloaded,
+    MessageDropped,
+    ReloadRefused,
+)
 from gateway.reloading import FileWatch, Reloading
 from gateway.service import State
 from gateway.settings import HTTPSettings
@@ -320,6 +325,94 @@ def test_acceptance_109_modern_calls_of_a_legacy_server_finish_in_its_pool(isola
         assert exchanged.json()["id"] == 5
     bench.gateway.advance(0.1)
     assert old.drained and not old.open and not new.drained
+    bench.end()
+
+
+ASKS = {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
+ASKED = (
+    b'{"jsonrpc":"2.0","id":"s1","method":"elicitation/create",'
+    b'"params":{"message":"m","requestedSchema":{"type":"object","properties":{}}}}'
+)
+ANSWERED = {"q1": {"action": "accept", "content": {}}}
+
+
+def parked(bench: Bench, server: ScriptedServer) -> str:
+    """A call that waits for its client's input; the state that continues it."""
+    asked = modern(bench, enveloped(CALL, 5, meta=ASKS, name="echo"))
+    server.newest.push(ASKED)
+    bench.gateway.advance(0.1)
+    result = asked.json()["result"]
+    assert result["resultType"] == "input_required"
+    return str(result["requestState"])
+
+
+def retried(bench: Bench, state: str) -> Exchanged:
+    params = {"name": "echo", "inputResponses": ANSWERED, "requestState": state}
+    return modern(bench, enveloped(CALL, 6, meta=ASKS, **params))
+
+
+@pytest.mark.acceptance(109)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("era", ["legacy", "modern", None])
+def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_runs(
+    era: str | None, times: int
+) -> None:
+    """era: of the server in its place; None: it is removed."""
+    old = ScriptedServer("one")
+    bench = Bench(old)
+    state = parked(bench, old)
+    news: list[ScriptedServer] = []
+    for number in range(times):
+        kind = ModernServer if era == "modern" else ScriptedServer
+        more = {} if era is None else {"era": era}
+        new = kind("one", timeout=9.0 + number, **more)
+        news.append(new)
+        bench.reload(*([] if era is None else [new]))
+        bench.gateway.advance(0.5)
+    assert not old.drained
+    # Whoever has no such state has nothing to do with the old one.
+    if era is not None:
+        forged = retried(bench, state[:-4] + "AAAA")
+        bench.gateway.advance(0)
+        assert forged.started == (era == "legacy"), "it is the new one's to judge"
+        other = modern(bench, enveloped(CALL, 7, meta=ASKS, name="echo"))
+        assert not other.started
+        forged.leave()
+        other.leave()
+    again = retried(bench, state)
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert again.json()["id"] == 6
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    assert len(old.newest.of(CALL)) == 1
+    bench.end()
+
+
+def test_a_call_whose_client_does_not_answer_goes_with_its_server() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old, drain_grace=3.0)
+    state = parked(bench, old)
+    bench.reload(new)
+    bench.gateway.clock.pump([0.1] * 29)
+    assert not old.drained
+    bench.gateway.clock.pump([0.1] * 2)
+    assert old.drained and not old.open
+    assert BoundReached("drain_grace", "one") in bench.observed.events
+    assert MessageDropped("one", "client_gone") in bench.observed.events
+    late = retried(bench, state)
+    bench.gateway.advance(0)
+    assert error(late) == (400, -32602)
+    bench.end()
+
+
+def test_at_the_end_of_the_gateway_nobody_waits_for_who_is_asked() -> None:
+    old = ScriptedServer("one")
+    bench = Bench(old)
+    parked(bench, old)
+    assert bench.gateway.stop() is not None
+    bench.gateway.clock.pump([0.1] * 20)
+    assert old.drained
     bench.end()
 
 
@@ -673,10 +766,10 @@ def test_a_drain_that_begins_during_a_reload_wins() -> None:
         def stopListening(self) -> None:
             closed.append(True)
 
-    from gateway import running
+    from gateway import endpoints
 
-    original = running.serverFromString
-    running.serverFromString = lambda reactor, text: Late()  # type: ignore[assignment]
+    original = endpoints.serverFromString
+    endpoints.serverFromString = lambda reactor, text: Late()  # type: ignore[assignment]
     failures: list[Failure] = []
     try:
         service.reload(listening(service.configuration, 8080, 9000)).addErrback(failures.append)
@@ -686,7 +779,7 @@ def test_a_drain_that_begins_during_a_reload_wins() -> None:
         service.stopService()
         late.callback(Port())
     finally:
-        running.serverFromString = original
+        endpoints.serverFromString = original
     assert closed == [True]
     assert [failure.type for failure in failures] == [RuntimeError, RuntimeError]
     front.pass_(2)

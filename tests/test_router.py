@@ -817,7 +817,7 @@ TestTraffic = Traffic.TestCase
 
 def makeCommon(**limits: int) -> Router:
     router = makeRouter(strict=True, limits=Limits(**limits))
-    router.common = True
+    router.serveAll()
     return router
 
 

@@ -127,7 +127,7 @@ async def crossings(sessions: int, calls: int) -> tuple[int, int]:
             relay = Relay(session, server, registry, AllowAll(), limits, clock, observed, CONTEXT)
             await ensureDeferred(relay.open(HELLO))
             session.opened(clock.seconds())
-            await relay.message(notify("notifications/initialized"), CONTEXT)
+            assert relay.message(notify("notifications/initialized"), CONTEXT) is True
             all.append(Session(number, calls, relay))
         for one in all:
             one.next()

@@ -36,12 +36,14 @@ from gateway.bridge.effects import (
     Open,
     Reached,
     Rest,
+    Round,
     Stream,
     Tell,
 )
 from gateway.bridge.results import errorAsLegacy, notCarried
 from gateway.bridge.spelling import items, spelled
 from gateway.wire.envelope import (
+    RESPONSE,
     Message,
     emptyResult,
     members,
@@ -111,8 +113,18 @@ class Listening:
         """Those that the server knows of."""
         return [one for one in (self._old, self._current, self._opening) if one is not None]
 
-    def streamOf(self, id: bytes | None) -> Stream | None:
-        """The stream whose request has this id."""
+    def streamOf(self, message: Message, origin: object | None) -> Stream | None:
+        """The stream that a message of the server belongs to; origin: as the link says."""
+        if isinstance(origin, Stream):
+            return origin
+        if isinstance(origin, Round):
+            return None
+        if message.kind is RESPONSE:
+            id = message.id
+        elif message.method == "notifications/cancelled":
+            id = message.param("requestId")
+        else:
+            id = message.meta(SUBSCRIPTION_ID)
         return next((one for one in self.streams if one.id == id), None)
 
     # From the client.

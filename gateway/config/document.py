@@ -252,15 +252,19 @@ class Node:
             return None
         return self.value
 
-    def number(self, unit: str, most: float, *, whole: bool = False) -> float | None:
-        """A number above 0 and at most `most`; `unit` says of what."""
+    def number(
+        self, unit: str, most: float, *, whole: bool = False, mayBeNone: bool = False
+    ) -> float | None:
+        """A number above 0, or 0 if it `mayBeNone`, and at most `most`; `unit` says of what."""
         value = self.value
-        what = f"a {'whole ' if whole else ''}number of {unit} above 0"
+        least = "not below 0" if mayBeNone else "above 0"
+        what = f"a {'whole ' if whole else ''}number of {unit} {least}"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             digits = isinstance(value, str) and value.strip().isdecimal()
             self.wrong(what, hint="take the quotes away" if digits else "")
             return None
-        if not 0 < value <= most or not math.isfinite(value):
+        fits = 0 < value <= most or (mayBeNone and value == 0)
+        if not fits or not math.isfinite(value):
             self.wrong(f"{what}, at most {most:.0f}")
             return None
         return value

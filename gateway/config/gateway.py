@@ -95,7 +95,8 @@ def _limits(node: Node) -> Limits | None:
         if name in keys:
             whole = isinstance(field.default, int)
             most = MAX_SECONDS if field.metadata["unit"] == "seconds" else 2**53
-            made[name] = keys[name].number(field.metadata["unit"], most, whole=whole)
+            unit, mayBeNone = field.metadata["unit"], field.metadata["mayBeNone"]
+            made[name] = keys[name].number(unit, most, whole=whole, mayBeNone=mayBeNone)
     return Limits(**{name: value for name, value in made.items() if value is not None})
 
 

@@ -210,7 +210,7 @@ class LLSink:
     __slots__ = ("_connection", "_exchange", "blocked", "chunked", "onDrained")
 
     def __init__(self, exchange: LLExchange, connection: Carrier | None, chunked: bool) -> None:
-        self._exchange = exchange
+        self._exchange: LLExchange | None = exchange
         self._connection = connection
         self.chunked = chunked
         self.onDrained: Callable[[], None] | None = None
@@ -229,10 +229,11 @@ class LLSink:
     def close(self) -> None:
         """See EventSink."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        exchange, self._exchange = self._exchange, None
+        if connection is not None and exchange is not None:
             if self.chunked:
                 connection.out.write(LAST_CHUNK)
-            self._exchange.ended()
+            exchange.ended()
 
     def abort(self) -> None:
         """See EventSink."""
@@ -248,4 +249,6 @@ class LLSink:
 
     def gone(self) -> None:
         """The connection is lost."""
-        self._connection, self.blocked = None, True
+        # The exchange refers to us: what is left of both need not wait for the garbage collector.
+        self._connection = self._exchange = None
+        self.blocked = True

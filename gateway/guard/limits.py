@@ -20,12 +20,17 @@ def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
         raise ValueError(f"{attribute.name} must be above 0, not {value}")
 
 
-def _bound(default: Any, unit: str, gets: str) -> Any:
+def _notNegative(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{attribute.name} must not be below 0, but is {value}")
+
+
+def _bound(default: Any, unit: str, gets: str, *, mayBeNone: bool = False) -> Any:
     return attrs.field(
         default=default,
         converter=type(default),
-        validator=_positive,
-        metadata={"unit": unit, "gets": gets},
+        validator=_notNegative if mayBeNone else _positive,
+        metadata={"unit": unit, "gets": gets, "mayBeNone": mayBeNone},
     )
 
 
@@ -99,7 +104,13 @@ class Limits:
     max_calls_per_principal: int = _bound(
         10_000,
         "running calls of one principal; without authentication all clients are one",
-        "`rate_limited` for the call, with when to come again; not for servers without sessions",
+        "the call waits for its turn",
+    )
+    max_waiting_per_principal: int = _bound(
+        64,
+        "further calls of one principal, which wait; may be 0",
+        "`rate_limited` for the call, with when to come again",
+        mayBeNone=True,
     )
     max_modern_calls: int = _bound(
         1024,
@@ -131,12 +142,18 @@ class Limits:
     )
     pooled_idle: float = _bound(300.0, "seconds without a call", "such a session ends")
     max_modern_waiting: int = _bound(
-        256, "modern calls per server that wait for such a session", "`overloaded` for the call"
+        1024, "modern calls per server that wait for such a session", "`overloaded` for the call"
+    )
+    max_modern_waiting_per_principal: int = _bound(
+        256, "of them, those of one principal", "`rate_limited` for the call"
     )
     max_parked: int = _bound(
-        256,
+        1024,
         "modern calls per server that wait for input of their clients",
         "-32603 to the server's question",
+    )
+    max_parked_per_principal: int = _bound(
+        128, "of them, those of one principal", "-32603 to the server's question"
     )
     parked_beside: float = _bound(
         30.0,
@@ -154,7 +171,10 @@ class Limits:
         "-32603 to the server's question, the call is cancelled",
     )
     max_listens: int = _bound(
-        1024, "streams of `subscriptions/listen` per server", "`overloaded` for the call"
+        4096, "streams of `subscriptions/listen` per server", "`overloaded` for the call"
+    )
+    max_listens_per_principal: int = _bound(
+        1024, "of them, those of one principal", "`rate_limited` for the call"
     )
     max_get_streams: int = _bound(4, "streams per session", "the oldest stream ends")
     max_queued_messages: int = _bound(

@@ -6,8 +6,9 @@ away. Pure.
     counts it out. A session does so for its calls (`gateway.sessions.registry`).
  2. A call is let in while the total is below `room` and its account below `each`. Where memory is
     short `room` is 0 (`gateway.guard.memory`), so that this is one look for both.
- 3. A call that is turned away fails at once, with when to come again: nothing waits here, for what
-    waits holds memory, too.
+ 3. Beyond `each`, `max_waiting_per_principal` more of a principal's calls wait for their turn
+    (`gateway.guard.turns`).
+ 4. A call that is turned away fails at once, with when to come again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from gateway.guard.limits import Limits
+from gateway.guard.turns import Queue, Turn
 from gateway.observe.observer import BoundReached, IObserver
 from gateway.wire.context import Principal
 from gateway.wire.refusals import Reason
@@ -36,10 +38,29 @@ class Stage:
 
 @define(eq=False)
 class Account:
-    """What of one principal is there now: sessions, and running calls."""
+    """
+    What of one principal is there now: sessions, and calls.
+
+    calls: those that run, and those that wait. queue: of these; None where none do.
+    """
 
     sessions: int = 0
     calls: int = 0
+    queue: Queue | None = None
+
+    def left(self) -> None:
+        """A call ended."""
+        self.calls -= 1
+        if self.queue is not None:
+            self.serve()
+
+    def serve(self) -> None:
+        """Begin what waits, where there is room."""
+        queue = self.queue
+        if queue is not None:
+            queue.serve()
+            if not queue:
+                self.queue = None
 
 
 @define(eq=False)
@@ -67,6 +88,8 @@ class Load:
         """The limits have changed."""
         self.each = self.limits.max_calls_per_principal
         self.pressed(self.stage)
+        for account in list(self._accounts.values()):
+            account.serve()
 
     def pressed(self, stage: int) -> None:
         """Memory is this short now."""
@@ -97,6 +120,17 @@ class Load:
         """Whether there is room for one more call of a principal's."""
         return self.total.calls < self.room and self._callsOf(principal) < self.each
 
+    def mayWait(self, account: Account) -> bool:
+        """Whether one more call may wait for its turn, where there is no room for it now."""
+        each, more = self.each, self.limits.max_waiting_per_principal
+        return self.total.calls < self.room and each <= account.calls < each + more
+
+    def wait(self, account: Account, turn: Turn) -> None:
+        """Have a call wait, which is counted in the account already."""
+        if account.queue is None:
+            account.queue = Queue(account, self)
+        account.queue.join(turn)
+
     def _callsOf(self, principal: Principal) -> int:
         # Whoever has none gets no account by being asked for.
         account = self._accounts.get(principal)
@@ -105,7 +139,9 @@ class Load:
     def refused(self, principal: Principal, server: str) -> tuple[Reason, str]:
         """Why a call is turned away, for which there is no room."""
         if self._callsOf(principal) >= self.each and self.stage < Stage.REFUSE_CALLS:
-            self.observer.observed(BoundReached("max_calls_per_principal", server))
+            waits = self.limits.max_waiting_per_principal > 0
+            bound = "max_waiting_per_principal" if waits else "max_calls_per_principal"
+            self.observer.observed(BoundReached(bound, server))
             return Reason.RATE_LIMITED, "too many calls of yours run"
         short = self.stage >= Stage.REFUSE_CALLS
         self.observer.observed(BoundReached(MEMORY if short else "max_calls_total", server))

@@ -24,9 +24,9 @@ from collections import deque
 from collections.abc import Callable
 
 import attrs
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from gateway.bridge.capabilities import greetingOf, initialized
@@ -51,6 +51,7 @@ from gateway.bridge.effects import (
 from gateway.bridge.listening import Listening, listsDeclared
 from gateway.bridge.requests import isLevel, refused, stamped
 from gateway.guard.limits import Limits
+from gateway.links.afterwards import Afterwards
 from gateway.links.backoff import backOff, jittered
 from gateway.links.interfaces import (
     EventMark,
@@ -62,7 +63,7 @@ from gateway.links.interfaces import (
     Reason,
     Settled,
 )
-from gateway.links.news import News
+from gateway.links.news import Accepted, Item, News, Settlement
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import REQUEST, RESPONSE, Message, emptyResult, members, notification
@@ -75,21 +76,6 @@ LINGER = 1.0
 """Seconds an old stream of changes is read on beside the new one."""
 
 _BUSY = Settled(Outcome.NOT_SENT, Reason.OVERLOADED, "the server does not keep up")
-
-
-@frozen
-class _Accepted:
-    """A notification or response counts as taken."""
-
-    call: object
-
-
-@frozen
-class _Settlement:
-    """A call ended without an answer."""
-
-    call: object
-    settled: Settled
 
 
 @implementer(ILink, ILinkListener)
@@ -118,13 +104,14 @@ class BridgedLink:
     _listening: Listening = field(init=False)
     _newest: CallContext | None = field(default=None, init=False)
     """Of the last request, where its credentials go with the stream of changes."""
-    _news: News[Tell | _Accepted | _Settlement] = field(init=False)
-    _timers: dict[IDelayedCall, None] = field(factory=dict, init=False)
+    _news: News[Item] = field(init=False)
+    _afterwards: Afterwards = field(init=False)
     _failure: LinkFailed | None = field(default=None, init=False)
     _over: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._news = News(self.clock, self._tellOne)
+        self._afterwards = Afterwards(self.clock)
 
     def begin(self, inner: ILink) -> None:
         """
@@ -173,7 +160,7 @@ class BridgedLink:
         if message.kind is not REQUEST:
             self._note(message, context)
             if call is not None:
-                self._news.add(_Accepted(call))
+                self._news.add(Accepted(call))
             self._news.soon()
             return True
         self._newest = context
@@ -261,9 +248,7 @@ class BridgedLink:
     def _end(self) -> None:
         self._over = True
         self._news.forget()
-        timers, self._timers = self._timers, {}
-        for timer in timers:
-            timer.cancel()
+        self._afterwards.forget()
 
     # ILinkListener, of the modern link.
 
@@ -274,7 +259,7 @@ class BridgedLink:
             self._dropped("before_answer")
             return
         now = self.clock.seconds()
-        stream = self._streamOf(message, origin)
+        stream = self._listening.streamOf(message, origin)
         if message.kind is REQUEST:
             effects: list[Effect] = [Dropped("unexpected_request")]
         elif message.kind is RESPONSE:
@@ -290,20 +275,6 @@ class BridgedLink:
             call = origin.errand.call if isinstance(origin, Round) else None
             effects = [Tell(message, call)]
         self._do(effects)
-
-    def _streamOf(self, message: Message, origin: object | None) -> Stream | None:
-        """The stream of changes that a message belongs to."""
-        if isinstance(origin, Stream):
-            return origin
-        if isinstance(origin, Round):
-            return None
-        if message.kind is RESPONSE:
-            id = message.id
-        elif message.method == "notifications/cancelled":
-            id = message.param("requestId")
-        else:
-            id = message.meta(SUBSCRIPTION_ID)
-        return self._listening.streamOf(id)
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         """Streams of the modern era are not resumed."""
@@ -323,7 +294,7 @@ class BridgedLink:
             found = self._conversation.settled(call, settled.body)
             if found is not None:
                 errand, body = found
-                self._news.add(_Settlement(errand.call, attrs.evolve(settled, body=body)))
+                self._news.add(Settlement(errand.call, attrs.evolve(settled, body=body)))
             self._news.now()
 
     def drained(self) -> None:
@@ -390,19 +361,14 @@ class BridgedLink:
             self._after(LINGER, lambda: self._listening.lingered(effect.stream))
 
     def _after(self, delay: float, goesOn: Callable[[], list[Effect]]) -> None:
-        def due() -> None:
-            self._timers.pop(timer)
-            self._do(goesOn())
-
-        timer = self.clock.callLater(delay, due)
-        self._timers[timer] = None
+        self._afterwards.do(delay, lambda: self._do(goesOn()))
 
     def _sendNext(self, effect: Send) -> None:
         """A further request of a call."""
         errand = effect.round.errand
         if not self.inner.send(effect.message, effect.round, errand.context):
             self._conversation.settled(effect.round, None)
-            self._news.add(_Settlement(errand.call, _BUSY))
+            self._news.add(Settlement(errand.call, _BUSY))
         elif errand.held:
             self.inner.hold(effect.round)
 
@@ -426,10 +392,10 @@ class BridgedLink:
 
     # What the listener hears.
 
-    def _tellOne(self, news: Tell | _Accepted | _Settlement) -> None:
-        if isinstance(news, _Accepted):
+    def _tellOne(self, news: Item) -> None:
+        if isinstance(news, Accepted):
             self.listener.accepted(news.call)
-        elif isinstance(news, _Settlement):
+        elif isinstance(news, Settlement):
             self.listener.settled(news.call, news.settled)
         elif news.message.kind is not REQUEST or self._conversation.asks(news.message):
             self.listener.received(news.message, news.call)

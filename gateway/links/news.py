@@ -1,4 +1,6 @@
-"""What a listener is to hear, in order, and never from within what it calls."""
+"""
+What the listener of a bridged link is to hear, in order, and never from within what it calls.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,34 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["News"]
+from gateway.bridge.effects import Tell
+from gateway.links.interfaces import Settled
+
+__all__ = ["Accepted", "Item", "News", "Settlement"]
 
 _T = TypeVar("_T")
+
+
+@frozen
+class Accepted:
+    """A notification or response counts as taken."""
+
+    call: object
+
+
+@frozen
+class Settlement:
+    """A call ended without an answer."""
+
+    call: object
+    settled: Settled
+
+
+Item = Tell | Accepted | Settlement
+"""A message, or what becomes of something that was sent."""
 
 
 @define(eq=False, repr=False)

@@ -17,9 +17,11 @@ from twisted.logger import Logger
 
 from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached
+from gateway.proxies.admitted import Admitted, Then
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted, Entrance, Ladder, Then
+from gateway.proxies.entrance import Entrance
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.modern import ModernEndpoint
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.reply import Reply
@@ -121,7 +123,7 @@ class StreamableEndpoint:
                 self.get(admitted, relay)
             else:
                 self._delete(admitted, session)
-        elif self.successor is not None:
+        elif self.successor is not None and not self.modern.parks(admitted):
             self.successor(admitted)
         elif admitted.claim is not None:
             self.modern.serve(admitted)
@@ -195,8 +197,12 @@ class StreamableEndpoint:
 
     def _tell(self, admitted: Admitted, relay: Relay, messages: list[Message]) -> None:
         told = [relay.message(message, admitted.context) for message in messages]
-        # Nearly always it is one, and then a list of Deferreds costs more than the rest.
-        every = told[0] if len(told) == 1 else gatherResults(told).addCallback(all)
+        waited = [one for one in told if one is not True and one is not False]
+        taken = False not in told
+        if not waited:
+            self._told(taken, admitted.exchange)
+            return
+        every = gatherResults(waited).addCallback(lambda all_: taken and all(all_))
         every.addCallback(self._told, admitted.exchange)
         every.addErrback(self.ladder.broke, admitted.exchange)
 
@@ -214,9 +220,9 @@ class StreamableEndpoint:
             self._tell(admitted, relay, others)
             return
         for message in others:
-            relay.message(message, admitted.context).addErrback(
-                lambda failure: self.log.failure("while a batch was sent", failure)
-            )
+            told = relay.message(message, admitted.context)
+            if told is not True and told is not False:
+                told.addErrback(lambda failure: self.log.failure("while a batch was sent", failure))
         reply = self._reply(admitted, relay)
         reply.collect(bad, len(requests) + len(bad))
         reply.start(False)

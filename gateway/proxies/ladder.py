@@ -32,151 +32,30 @@ claim is -32602, a response or a batch -32600, GET and DELETE 405.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
 from functools import partial
 
-import msgspec
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gateway.guard.authentication import NotAuthenticated
-from gateway.links.interfaces import IServer
 from gateway.observe.observer import BoundReached, RequestRefused
 from gateway.proxies import crossorigin
-from gateway.proxies.negotiation import accepts, isJSON
+from gateway.proxies.admitted import Admitted, Then, eraRefusal, unfit
+from gateway.proxies.entrance import Entrance, Found, Naming, find
 from gateway.proxies.shared import Shared
-from gateway.sessions.registry import Session
 from gateway.sessions.store import Gone, Local, Remote
-from gateway.settings import HTTPSettings
 from gateway.wire import refusals
-from gateway.wire.context import CallContext, Principal
-from gateway.wire.envelope import (
-    NOTIFICATION,
-    REQUEST,
-    RESPONSE,
-    Message,
-    NotAMessage,
-    NotJSON,
-    decode,
-    text,
-)
-from gateway.wire.exchange import Exchange, RequestHead
-from gateway.wire.headers import forwardableHeaders
+from gateway.wire.context import Principal
+from gateway.wire.envelope import REQUEST, RESPONSE, Message, NotAMessage, NotJSON, decode, text
+from gateway.wire.exchange import Exchange
 from gateway.wire.refusals import Refusal
-from gateway.wire.revisions import (
-    LEGACY,
-    MODERN,
-    VERSION_CLAIM,
-    allowsBatches,
-    claimedVersion,
-    versionIsTolerable,
-)
+from gateway.wire.revisions import MODERN, VERSION_CLAIM, claimedVersion
 
-__all__ = ["Admitted", "Entrance", "Ladder", "Naming", "Then"]
-
-
-class Naming(Enum):
-    """How a route's requests name their session; the value is the session's transport."""
-
-    HEADER = "streamable"
-    """Mcp-Session-Id."""
-    QUERY = "sse"
-    """session_id. Refusals of a POST from rung 7 on travel on the stream, but for the size's and
-    the lost session's."""
-
+__all__ = ["Ladder"]
 
 _HEADER, _QUERY = Naming
-
-
-@frozen
-class Entrance:
-    """
-    A route into a proxy.
-
-    path: its spelling. methods: what it serves. sessionless: tells whether the server behind
-    is known to keep sessions (False), to keep none (True), or not known (None).
-    """
-
-    server: IServer
-    path: bytes
-    methods: tuple[bytes, ...]
-    naming: Naming = _HEADER
-    sessionless: Callable[[], bool | None] = lambda: False
-    transport: str = field(init=False)
-
-    @transport.default
-    def _transport(self) -> str:
-        return self.naming.value
-
-    @property
-    def allow(self) -> bytes:
-        """The value of Allow."""
-        return b", ".join((*self.methods, b"OPTIONS"))
-
-
-@define(eq=False)
-class Found:
-    """
-    What rungs 3 to 7 found of a head. Clients send the same again and again, and then this holds.
-
-    json, events: what the client accepts. version: its MCP-Protocol-Version. sessions: the ids that
-    it names. tolerated: whether its version goes with any legacy session. refusal: of rung 7.
-    """
-
-    entrance: Entrance
-    context: CallContext
-    json: bool
-    events: bool
-    version: str | None
-    sessions: list[bytes]
-    tolerated: bool
-    refusal: Refusal | None = None
-
-    def of(self, head: RequestHead) -> Found | None:
-        """
-        The same of a head that differs in nothing but the session it names, and perhaps its client.
-        """
-        context, entrance = self.context, self.entrance
-        # Where a header tells callers apart, that may be the one the session is named in.
-        if context.peer != head.peer or context.caller:
-            return None
-        sessions = _sessions(head, entrance)
-        return Found(
-            entrance, context, self.json, self.events, self.version, sessions, self.tolerated
-        )
-
-
-# A Struct, as each request makes one (see `gateway.wire.envelope`).
-class Admitted(msgspec.Struct, eq=False):
-    """
-    A request that came up the ladder.
-
-    message: what its body holds; None for GET, DELETE and a batch. batch: its members, the bad
-    ones as exceptions. session: the one it names; None where it needs none. json, events: what
-    its client accepts. refusal: over HTTP+SSE, what its session's stream must be told instead.
-    claim: the revision a modern message claims; None for a legacy one. body: its bytes as they
-    came; of modern messages only.
-    """
-
-    exchange: Exchange
-    context: CallContext
-    json: bool
-    events: bool
-    version: str | None
-    message: Message | None = None
-    batch: list[Message | NotAMessage] | None = None
-    session: Session | None = None
-    refusal: Refusal | None = None
-    id: bytes | None = None
-    claim: str | None = None
-    body: bytes = field(init=False, repr=False)
-
-
-Then = Callable[[Admitted], None]
-"""What answers a request that came up."""
 
 
 @define(eq=False)
@@ -184,15 +63,7 @@ class Ladder:
     """Judges requests; what comes up is handed to a proxy, everything else is answered here."""
 
     shared: Shared
-    _judges: tuple[tuple[str, Callable[[Admitted], Refusal | None]], ...] = field(init=False)
     _log: Logger = field(factory=Logger, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._judges = (
-            ("message", self._message),
-            ("era", self._era),
-            ("version", self._tolerable),
-        )
 
     def foot(self, exchange: Exchange) -> bool:
         """Rungs 1 and 2. Returns whether the request goes on; otherwise it is answered."""
@@ -267,7 +138,7 @@ class Ladder:
             or found.entrance is not entrance
             or found.context.principal is not principal
         ):
-            found = self._find(head, entrance, principal)
+            found = find(head, entrance, principal, self.shared.limits.max_body)
         context, late = found.context, found.refusal
         if not self.shared.policy.admits(context):
             return self.refuse(exchange, refusals.notPermitted(), "authorization")
@@ -288,46 +159,8 @@ class Ladder:
     def judgeAnew(self, admitted: Admitted, entrance: Entrance) -> None:
         """Have a request that came up by another entrance stand as if it had come by this one."""
         head, principal = admitted.exchange.head, admitted.context.principal
-        admitted.context = self._find(head, entrance, principal).context
-
-    def _find(self, head: RequestHead, entrance: Entrance, principal: Principal) -> Found:
-        settings = entrance.server.settings
-        context = CallContext(
-            server=entrance.server.name,
-            principal=principal,
-            headers=forwardableHeaders(head.headers, settings.forward_authorization)
-            if isinstance(settings, HTTPSettings)
-            else (),
-            peer=head.peer,
-            tls=head.tls,
-            host=head.header(b"host") or b"",
-            caller=_callerOf(settings.callers, head),
-        )
-        json, events = accepts(b",".join(head.headerValues(b"accept")))
-        said = head.header(b"mcp-protocol-version")
-        version = None if said is None else said.decode("latin-1").strip()
-        sessions = _sessions(head, entrance)
-        tolerated = version is None or version in LEGACY
-        found = Found(entrance, context, json, events, version, sessions, tolerated)
-        found.refusal = self._content(head, found)
-        return found
-
-    def _content(self, head: RequestHead, found: Found) -> Refusal | None:
-        """Rung 7."""
-        if head.method == b"GET":
-            return None if found.events else refusals.notAcceptable("text/event-stream")
-        if head.method != b"POST":
-            return None
-        declared = head.header(b"content-length")
-        limit = self.shared.limits.max_body
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            return refusals.tooLarge(limit)
-        kinds = head.headerValues(b"content-type")
-        if len(kinds) != 1 or not isJSON(kinds[0]):
-            return refusals.unsupportedMediaType()
-        if found.entrance.naming is _HEADER and not (found.json or found.events):
-            return refusals.notAcceptable("application/json or text/event-stream")
-        return None
+        found = find(head, entrance, principal, self.shared.limits.max_body)
+        admitted.context = found.context
 
     def _collected(self, admitted: Admitted, found: Found, then: Then, body: bytes | None) -> None:
         """Rung 8, and as much of 10 and 11 as rung 9 needs to know."""
@@ -415,9 +248,9 @@ class Ladder:
         if admitted.batch is not None:
             refusal = refusals.notAMessage("a batch is not allowed here")
             return self.refuse(admitted.exchange, refusal, "message")
-        unfit = self._era(admitted)
-        if unfit is not None:
-            return self.refuse(admitted.exchange, unfit, "era", admitted.id)
+        misfit = eraRefusal(admitted)
+        if misfit is not None:
+            return self.refuse(admitted.exchange, misfit, "era", admitted.id)
         refusal = refusals.sessionRequired("Mcp-Session-Id; start with initialize")
         return self.refuse(admitted.exchange, refusal, "session", admitted.id)
 
@@ -431,71 +264,16 @@ class Ladder:
         late = entrance.naming is _QUERY
         if admitted.refusal is not None:
             return then(admitted) if late else self._refuseLate(admitted)
-        for rung, judge in self._judges:
-            refusal = judge(admitted)
-            if refusal is not None:
-                admitted.refusal = refusal
-                return then(admitted) if late else self._refuseLate(admitted, rung)
-        return then(admitted)
+        found = unfit(admitted, self.shared.limits, self.shared.observer)
+        if found is None:
+            return then(admitted)
+        rung, admitted.refusal = found
+        return then(admitted) if late else self._refuseLate(admitted, rung)
 
     def _refuseLate(self, admitted: Admitted, rung: str = "") -> None:
         assert admitted.refusal is not None
         rung = rung or ("JSON" if admitted.refusal.code == -32700 else "message")
         self.refuse(admitted.exchange, admitted.refusal, rung, admitted.id)
-
-    def _message(self, admitted: Admitted) -> Refusal | None:
-        """Rung 11, for what is a message or a batch."""
-        batch = admitted.batch
-        if batch is None:
-            return None
-        session = admitted.session
-        if (
-            session is None
-            or not allowsBatches(session.record.revision)
-            or admitted.version in MODERN
-        ):
-            return refusals.notAMessage("a batch is not allowed here")
-        limit = self.shared.limits.max_batch
-        if len(batch) > limit:
-            self.shared.observer.observed(BoundReached("max_batch", session.record.server))
-            return refusals.notAMessage(f"a batch has at most {limit} messages")
-        if not batch:
-            return refusals.notAMessage("a batch is not empty")
-        if any(isinstance(item, Message) and item.method == "initialize" for item in batch):
-            return refusals.notAMessage("initialize cannot be part of a batch")
-        return None
-
-    def _era(self, admitted: Admitted) -> Refusal | None:
-        """Rung 12."""
-        message, claim = admitted.message, admitted.claim
-        if message is None:
-            return None
-        if claim is not None:
-            # Only over HTTP+SSE do modern messages come here.
-            if message.kind is NOTIFICATION:
-                return None
-            if message.method == "server/discover":
-                return refusals.discoverNotServed()
-            return refusals.notServedOverSSE(claim)
-        if admitted.version in MODERN:
-            if message.kind is RESPONSE:
-                return refusals.notAMessage("a response is nothing to send in this revision")
-            if message.kind is REQUEST and message.method != "initialize":
-                return refusals.invalidParams("params._meta has no protocolVersion")
-        return None
-
-    def _tolerable(self, admitted: Admitted) -> Refusal | None:
-        """Rung 13."""
-        message = admitted.message
-        if message is not None and (message.method == "initialize" or admitted.claim is not None):
-            return None
-        session = admitted.session
-        revision = session.record.revision if session is not None else ""
-        return (
-            None
-            if versionIsTolerable(admitted.version, revision)
-            else refusals.unsupportedVersion()
-        )
 
     def refuse(
         self, exchange: Exchange, refusal: Refusal, rung: str, id: bytes | None = None
@@ -504,24 +282,3 @@ class Ladder:
         self.shared.observer.observed(RequestRefused(rung, refusal.status, refusal.code))
         exchange.onGone = None
         exchange.answer(refusal.status, refusal.fields(), refusal.body(id))
-
-
-def _callerOf(callers: str, head: RequestHead) -> str:
-    """Which of its principal's callers asks, where `callers` names a header."""
-    kind, _, name = callers.partition(":")
-    if kind != "header":
-        return ""
-    return b",".join(head.headerValues(name.lower().encode("latin-1", "replace"))).decode("latin-1")
-
-
-def _sessions(head: RequestHead, entrance: Entrance) -> list[bytes]:
-    """The ids of sessions that a head names."""
-    if entrance.naming is _HEADER:
-        return head.headerValues(b"mcp-session-id")
-    return _queried(head.query)
-
-
-def _queried(query: bytes) -> list[bytes]:
-    """The values of `session_id`; ids of ours need no percent-decoding."""
-    prefix = b"session_id="
-    return [part[len(prefix) :] for part in query.split(b"&") if part.startswith(prefix)]

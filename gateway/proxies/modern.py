@@ -3,7 +3,7 @@ One server's modern clients (MCP 2026-07-28; wire contract, "Modern era"): what 
 is judged and goes on to whatever answers for the server.
 
   1. notification   accepted and dropped: the core knows none here         202
-  2. draining, load nothing new is taken, or no more                       503 -32603
+  2. draining, load nothing new is taken, or no more; or it waits its turn  503 -32603
   3. policy         the principal may not call it                          403 -32603
   4. era            how the server is reached is found out, once           502, 504 -32603
  A modern HTTP server judges for itself (`gateway.proxies.passing`). For any other:
@@ -28,24 +28,25 @@ from twisted.python.failure import Failure
 from gateway.guard.policy import AllowAll, Direction, permits
 from gateway.http1.client import Outgoing
 from gateway.links.interfaces import IServer, LinkFailed
-from gateway.observe.observer import CallFailed, MessageDropped
-from gateway.proxies.ladder import Admitted, Ladder, Then
+from gateway.observe.observer import BoundReached, CallFailed, MessageDropped
+from gateway.proxies.admitted import Admitted, Then
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.modern_reply import ModernReply
+from gateway.proxies.modern_waiting import ModernWaiting
+from gateway.proxies.opening import newPool
 from gateway.proxies.passing import Passing, failure, fieldsUp
 from gateway.proxies.shared import Shared
+from gateway.proxies.tool_lists import ToolLists
 from gateway.relay.modern_calls import ModernCalls
 from gateway.relay.modern_relay import ModernRelay
 from gateway.relay.pool import LegacyPool
-from gateway.relay.relay import Relay
 from gateway.relay.replays import Replays
 from gateway.relay.times import CallTimes
 from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
-from gateway.sessions.registry import Session
 from gateway.wire import refusals
-from gateway.wire.context import CallContext, Principal
+from gateway.wire.context import Principal
 from gateway.wire.envelope import NOTIFICATION, Message, text
-from gateway.wire.mcp_headers import ToolHeaders
 from gateway.wire.modern import CLIENT_CAPABILITIES, LISTEN, LOG_LEVEL
 from gateway.wire.refusals import Reason, Refusal
 from gateway.wire.revisions import MODERN, VERSION_CLAIM
@@ -56,24 +57,6 @@ _LEVELS = frozenset(
     {"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}
 )
 _UNAUTHORIZED = (401, 403)
-
-
-def legacyCalls(server: IServer, shared: Shared) -> ModernCalls:
-    """What answers modern requests for a legacy server."""
-
-    def makeRelay(session: Session, context: CallContext) -> Relay:
-        return Relay(
-            session,
-            server,
-            shared.registry,
-            shared.policy,
-            shared.limits,
-            shared.clock,
-            shared.observer,
-            context,
-        )
-
-    return LegacyPool(server, shared.limits, shared.clock, shared.observer, makeRelay)
 
 
 @define(eq=False)
@@ -90,12 +73,15 @@ class ModernEndpoint:
     ladder: Ladder
     _eras: EraServer | None = field(init=False)
     _relay: ModernCalls | None = field(default=None, init=False)
-    _pool: ModernCalls | None = field(default=None, init=False)
+    _pool: LegacyPool | None = field(default=None, init=False)
     successor: Then | None = field(default=None, init=False)
+    _before: list[ModernEndpoint] = field(factory=list, init=False)
+    """Those that this one replaced, as long as calls there wait for their clients' input."""
     _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
+    _waiting: set[ModernWaiting] = field(factory=set, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
-    _tools: ToolHeaders = field(init=False)
+    _tools: ToolLists = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
     _replays: Replays = field(init=False)
@@ -104,15 +90,42 @@ class ModernEndpoint:
         settings = self.server.settings
         self._times, self._replays = CallTimes.of(settings), Replays(settings.replay)
         self._eras = _erasOf(self.server)
-        self._tools = ToolHeaders(self.shared.limits.max_tool_headers)
+        self._tools = ToolLists(self.shared.limits, partial(self._bound, "max_tool_headers"))
         self._judges = not isinstance(self.shared.policy, AllowAll)
 
     def running(self) -> bool:
         """Whether a call runs that its client waits for; listening is none."""
-        return self._finding > 0 or any(not one.listens for one in self._open)
+        running = any(not one.listens for one in self._open)
+        return running or self._finding > 0 or bool(self._waiting)
+
+    def shed(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions with the server."""
+        return 0 if self._pool is None else self._pool.shed(part)
+
+    def parked(self) -> bool:
+        """Whether calls wait for input of their clients, which may come yet."""
+        return self._pool is not None and self._pool.parked
+
+    def parks(self, admitted: Admitted) -> bool:
+        """Whether a request brings the input that a call here waits for."""
+        message, pool = admitted.message, self._pool
+        if pool is None or not pool.parked or message is None or message.kind is NOTIFICATION:
+            return False
+        return pool.parks(message, admitted.context)
+
+    def follows(self, other: ModernEndpoint) -> None:
+        """Have calls that wait for their clients there be continued from here, too."""
+        self._before = [one for one in (*other._before, *self._before, other) if one.parked()]
+
+    def _continued(self, admitted: Admitted) -> ModernEndpoint | None:
+        """Where the call runs that a request continues, if that is one that was replaced."""
+        self._before = [one for one in self._before if one.parked()]
+        return next((one for one in self._before if one.parks(admitted)), None)
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
+        for waiting in list(self._waiting):
+            waiting.stop()
         for one in list(self._open):
             if isinstance(one, Passing):
                 one.stop()
@@ -130,12 +143,37 @@ class ModernEndpoint:
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif message.method != LISTEN and not self.shared.load.has(context.principal):
-            load = self.shared.load
-            self._fail(admitted, *load.refused(context.principal, self.server.name))
-        elif self._judges and not permits(
-            self.shared.policy, Direction.TO_SERVER, message, context
-        ):
+            self._wait(admitted)
+        else:
+            self._serve(admitted)
+
+    def _wait(self, admitted: Admitted) -> None:
+        """There is no room for a call: it waits for its turn, or is turned away."""
+        load, principal = self.shared.load, admitted.context.principal
+        message = admitted.message
+        assert message is not None
+        if load.mayWait(load.accountOf(principal)):
+            self._bound("max_calls_per_principal")
+            timeout, _ = self._times.times(message)
+            waiting = ModernWaiting(
+                self.shared, admitted, timeout, self._serve, self._fail, self._waiting.discard
+            )
+            self._waiting.add(waiting)
+            waiting.join()
+        else:
+            self._fail(admitted, *load.refused(principal, self.server.name))
+            load.forget(principal)
+
+    def _serve(self, admitted: Admitted) -> None:
+        """From 3 on."""
+        message, context = admitted.message, admitted.context
+        assert message is not None
+        if self._judges and not permits(self.shared.policy, Direction.TO_SERVER, message, context):
             self._fail(admitted, Reason.FORBIDDEN, "not permitted")
+        elif self._before and (before := self._continued(admitted)) is not None:
+            before._serve(admitted)
+        elif self.parks(admitted):
+            self._judged(admitted, self._callsOf(False))
         elif self._eras is None:
             self._found(admitted, False)
         elif self._eras.verdict.modern is None:
@@ -156,7 +194,7 @@ class ModernEndpoint:
         if principal is not None and not one.listens:
             load = self.shared.load
             load.total.calls -= 1
-            load.accountOf(principal).calls -= 1
+            load.accountOf(principal).left()
             load.forget(principal)
 
     def _find(self, admitted: Admitted, eras: EraServer) -> None:
@@ -214,7 +252,7 @@ class ModernEndpoint:
         shared = self.shared
         if not modern or self._eras is None:
             if self._pool is None:
-                self._pool = legacyCalls(self.server, shared)
+                self._pool = newPool(shared, self.server)
             return self._pool
         if self._relay is None:
             self._relay = ModernRelay(
@@ -275,7 +313,7 @@ class ModernEndpoint:
             message.method == LISTEN,
             calls.gone,
             self._ended,
-            partial(self._learn, message),
+            partial(self._learn, message, admitted.context.principal),
         )
         self._opened(reply, admitted.context.principal)
         reply.start()
@@ -291,7 +329,9 @@ class ModernEndpoint:
             return refusals.invalidParams(why)
         if level is not None and text(level) not in _LEVELS:
             return refusals.invalidParams(f"{LOG_LEVEL} is none of the eight levels")
-        differs = self._tools.disagreement(admitted.exchange.head, message)
+        differs = self._tools.disagreement(
+            admitted.exchange.head, message, admitted.context.principal
+        )
         if differs is not None:
             return refusals.headersDisagree(differs)
         if admitted.claim not in MODERN:
@@ -302,11 +342,12 @@ class ModernEndpoint:
             return refusals.methodNotFound()
         return None
 
-    def _learn(self, request: Message, answer: Message) -> None:
+    def _learn(self, request: Message, principal: Principal, answer: Message) -> None:
         """A list of tools says which of their parameters stand in the header."""
         result = answer.fields.get("result")
         if request.method == "tools/list" and result is not None:
-            self._tools.learn(bytes(result), first=request.param("cursor") is None)
+            first = request.param("cursor") is None
+            self._tools.learn(principal, bytes(result), first)
 
     def _fail(self, admitted: Admitted, reason: Reason, why: str) -> None:
         message = admitted.message
@@ -315,6 +356,9 @@ class ModernEndpoint:
         refusal = failure(self.shared, reason, why)
         admitted.exchange.onGone = None
         admitted.exchange.answer(refusal.status, refusal.fields(), refusal.body(admitted.id))
+
+    def _bound(self, name: str) -> None:
+        self.shared.observer.observed(BoundReached(name, self.server.name))
 
     def _drop(self, why: str) -> None:
         self.shared.observer.observed(MessageDropped(self.server.name, why))

@@ -7,10 +7,13 @@ with a JSON-RPC error and without a session id; nothing of the session is left.
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted.logger import Logger
 
+from gateway.guard.load import Account
 from gateway.links.interfaces import IServer, LinkFailed
-from gateway.observe.observer import CallFailed
+from gateway.observe.observer import BoundReached, CallFailed
 from gateway.proxies.shared import Shared
 from gateway.relay.pool import LegacyPool
 from gateway.relay.relay import Relay
@@ -23,7 +26,7 @@ from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason, Refusal, callFailed
 
-__all__ = ["ask", "handshake", "newPool", "newRelay", "newSession"]
+__all__ = ["ask", "askOfAll", "handshake", "newPool", "newRelay", "newSession"]
 
 _log = Logger()
 
@@ -92,7 +95,48 @@ def ask(
     # `Load.has`, which is too dear to call here.
     if shared.accepting and load.total.calls < load.room and account.calls < load.each:
         relay.request(message, target, streams, context)
-        return
+    else:
+        _wait(shared, account, relay, message, target, streams, context)
+
+
+def askOfAll(
+    shared: Shared,
+    relay: Relay,
+    message: Message,
+    target: Target,
+    streams: bool,
+    context: CallContext,
+) -> None:
+    """The same where all clients of a server share its relay, so that each has an account apart."""
+    load = shared.load
+    if shared.accepting and load.has(context.principal):
+        relay.request(message, target, streams, context)
+    else:
+        account = load.accountOf(context.principal)
+        _wait(shared, account, relay, message, target, streams, context)
+
+
+def _wait(
+    shared: Shared,
+    account: Account,
+    relay: Relay,
+    message: Message,
+    target: Target,
+    streams: bool,
+    context: CallContext,
+) -> None:
+    """There is no room for a call: it waits for its turn, or is turned away."""
+    load = shared.load
+    if shared.accepting and load.mayWait(account):
+        shared.observer.observed(BoundReached("max_calls_per_principal", context.server))
+        relay.wait(message, target, streams, context, partial(load.wait, account))
+    else:
+        _turnAway(shared, message, target, context)
+        load.forget(context.principal)
+
+
+def _turnAway(shared: Shared, message: Message, target: Target, context: CallContext) -> None:
+    load = shared.load
     reason, why, again = Reason.SHUTTING_DOWN, "the gateway is shutting down", 0
     if shared.accepting:
         reason, why = load.refused(context.principal, context.server)

@@ -13,7 +13,9 @@ streamable-http): nothing is read of it but what policy and record need, and not
     A client that is gone has cancelled: the connection to the server is closed at once.
  3. Silence lasts `timeout` seconds at most, before the head and between bytes, and all of it
     `max_timeout`; the stream of a `subscriptions/listen` has neither once its head is there.
- 4. What fails before the head is answered; afterwards all that is left is to cut the connection.
+ 4. What fails before the head is answered, and so is what fails in an event stream that has no
+    answer yet, be it broken off or ended: by one error in a last event. Of any other body all that
+    is left is to cut the connection.
  5. Policy was asked of the request. Of what comes back it is not: nobody reads that here.
  6. Where the connection is cut and its client was given nothing yet, a request that changes nothing
     is sent once more, if the server's `replay` allows (`gateway.relay.replays`). What tools do is
@@ -34,6 +36,7 @@ from gateway.observe.observer import (
     CallRepeated,
     CallStarted,
 )
+from gateway.proxies.passed_stream import PassedStream
 from gateway.proxies.shared import Shared
 from gateway.wire.context import HeaderPairs
 from gateway.wire.envelope import Message, members
@@ -86,9 +89,6 @@ _OURS = frozenset(
 _OUR_FAMILIES = (b"access-control-", b"proxy-", b"x-accel-")
 _ALLOWED = b"x-accel-buffering"
 """Of `_OUR_FAMILIES`, what a server says of its own stream."""
-
-_BLANK = (b"\n\n", b"\r\r", b"\n\r\n")
-"""What an event ends with."""
 
 _MODERN_ERRORS = frozenset({b"-32020", b"-32021", b"-32022", b"-32601", b"-32602", b"-32700"})
 """The codes by which a modern server refuses with a status of 400 or 404."""
@@ -153,8 +153,8 @@ class Passing:
     _head: ResponseHead | None = field(default=None, init=False)
     _kept: bytearray = field(factory=bytearray, init=False)
     _size: int = field(default=0, init=False)
-    _tail: bytes = field(default=b"\n\n", init=False)
-    """The last bytes of an event stream: whether another event may follow."""
+    _events: PassedStream | None = field(default=None, init=False)
+    """How far the answer has come, where it is an event stream that can be read."""
     _over: bool = field(default=False, init=False)
     _started: float = field(init=False)
     _heard: float = field(init=False)
@@ -184,8 +184,7 @@ class Passing:
             self._fail(Reason.SHUTTING_DOWN, "the gateway is shutting down")
             return
         self._end()
-        if self._tail.endswith(_BLANK) and self.message.id is not None:
-            sink.write(encodeEvent(listenCompleted(self.message.id).encode()))
+        self._last(sink, listenCompleted(self.message.id or b"null").encode())
         sink.close()
 
     # Receiver.
@@ -197,6 +196,8 @@ class Passing:
         if not (200 <= head.status < 300 or head.status >= 400):
             self._fail(Reason.BAD_ANSWER, "the server answered with a redirect")
         elif head.mediaType == b"text/event-stream":
+            if head.status < 300 and not head.encoded:
+                self._events = PassedStream()
             self._open(head)
         elif head.length is not None and head.length > self.shared.limits.max_answer:
             self._tooLarge()
@@ -207,9 +208,9 @@ class Passing:
         head = self._head
         if self._over or head is None or not data:
             return
-        if head.mediaType == b"text/event-stream":
-            self._tail = (self._tail + data[-4:])[-4:]
-        else:
+        if self._events is not None:
+            self._events.passed(data)
+        elif head.mediaType != b"text/event-stream":
             self._size += len(data)
             if self._size > self.shared.limits.max_answer:
                 self._tooLarge()
@@ -227,6 +228,9 @@ class Passing:
         """See Receiver."""
         head, sink = self._head, self._sink
         if self._over or head is None:
+            return
+        if not self.listens and self._events is not None and self._events.answered is False:
+            self._fail(Reason.OUTCOME_UNKNOWN, "the server ended the stream without an answer")
             return
         self._end()
         if sink is not None:
@@ -316,17 +320,25 @@ class Passing:
         self._failure(Reason.CANCELLED)
 
     def _fail(self, reason: Reason, message: str) -> None:
-        """Answer with a failure; where the head is out already, cut."""
+        """Answer with a failure; where the head is out already, in a last event, or cut."""
         sink = self._sink
         self._end()
         self._failure(reason)
-        if sink is not None:
-            sink.abort()
-            return
         refusal = failure(self.shared, reason, message)
-        self.exchange.onGone = None
         body = refusal.body(self.message.id)
-        self.exchange.answer(refusal.status, refusal.fields(), body)
+        if sink is None:
+            self.exchange.onGone = None
+            self.exchange.answer(refusal.status, refusal.fields(), body)
+        elif self._events is None or self._events.answered is not False:
+            sink.abort()
+        else:
+            self._last(sink, body)
+            sink.close()
+
+    def _last(self, sink: EventSink, body: bytes) -> None:
+        """Say a last message in an event stream, if it can be read."""
+        if self._events is not None:
+            sink.write(self._events.finish() + encodeEvent(body))
 
     def _failure(self, reason: Reason) -> None:
         failed = CallFailed(self.server, self.message.method, reason.value)

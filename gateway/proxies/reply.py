@@ -113,7 +113,10 @@ class Reply(msgspec.Struct, eq=False):
             exchange.onGone = None
             exchange.answer(200, (JSON_TYPE,), body)
         else:
-            self._open().finish(body, mark)
+            channel = self._open()
+            # It may be kept, and refers to us: nothing comes any more that it would be asked for.
+            self._channel = None
+            channel.finish(body, mark)
 
     def _isLarge(self, body: bytes) -> bool:
         """Whether an answer is too large for the event parsers in the field."""
@@ -144,8 +147,9 @@ class Reply(msgspec.Struct, eq=False):
         """The session is over: end what is open; who got nothing yet is cut."""
         done = self._done
         self._end()
-        if self._channel is not None:
-            self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
         elif not done and self.exchange is not None:
             self.exchange.onGone = None
             self.exchange.abort()
@@ -187,6 +191,7 @@ class Reply(msgspec.Struct, eq=False):
 
     def _gone(self) -> None:
         self._end()
+        self._channel = None
         self.owner.gone(self)
 
     def _end(self) -> None:

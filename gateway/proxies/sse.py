@@ -17,9 +17,11 @@ from twisted.logger import Logger
 
 from gateway.links.interfaces import EventMark, IServer
 from gateway.observe.observer import CallFailed, MessageDropped
+from gateway.proxies.admitted import Admitted, Then
 from gateway.proxies.batches import parted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted, Entrance, Ladder, Naming, Then
+from gateway.proxies.entrance import Entrance, Naming
+from gateway.proxies.ladder import Ladder
 from gateway.proxies.opening import ask, handshake, newRelay, newSession
 from gateway.proxies.shared import Shared
 from gateway.proxies.streams import openStream
@@ -218,8 +220,10 @@ class SSEProxy:
 
     def _tell(self, conversation: _Conversation, admitted: Admitted, message: Message) -> None:
         """Relay a notification or response; the stream hears if it could not be taken."""
-
         told = conversation.relay.message(message, admitted.context)
+        if told is True or told is False:
+            self._told(told, conversation)
+            return
         told.addCallback(self._told, conversation)
         told.addErrback(lambda failure: self._log.failure("while sending", failure))
 

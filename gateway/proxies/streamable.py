@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from attrs import define
 
+from gateway.proxies.admitted import Admitted
 from gateway.proxies.channel import Channel
 from gateway.proxies.endpoint import StreamableEndpoint
-from gateway.proxies.ladder import Admitted
 from gateway.relay.relay import Relay
 from gateway.wire import refusals
 from gateway.wire.revisions import opensAtOnce

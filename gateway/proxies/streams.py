@@ -162,10 +162,16 @@ class ClientStream:
         self.sink.onDrained = None
         self._outbox.clear()
         self.shared.pulse.leave(self)
-        self.onClosed()
+        # It refers to us: see `Outflow.stopProducing`.
+        tell, self.onClosed = self.onClosed, _nothing
+        tell()
 
     def _bound(self, name: str) -> None:
         self.shared.observer.observed(BoundReached(name, self.server))
+
+
+def _nothing() -> None:
+    pass
 
 
 def openStream(

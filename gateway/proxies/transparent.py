@@ -18,10 +18,12 @@ from twisted.python.failure import Failure
 
 from gateway.links.hello import ownHello
 from gateway.links.interfaces import IHTTPLink, ILink, LinkFailed, ListenRefused
+from gateway.proxies.admitted import Admitted
 from gateway.proxies.channel import Channel
-from gateway.proxies.ladder import Admitted
-from gateway.proxies.opening import newRelay
+from gateway.proxies.opening import askOfAll
 from gateway.proxies.streamable import StreamableProxy
+from gateway.proxies.streams import openStream
+from gateway.relay.common import CommonRelay
 from gateway.relay.relay import Relay
 from gateway.relay.sender import SessionOver
 from gateway.sessions.ids import tagOf
@@ -29,7 +31,7 @@ from gateway.sessions.record import SessionRecord
 from gateway.sessions.registry import Session
 from gateway.wire import refusals
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Kind
+from gateway.wire.envelope import Kind, Message
 from gateway.wire.refusals import callFailed
 from gateway.wire.revisions import LEGACY
 
@@ -88,7 +90,12 @@ class TransparentProxy(StreamableProxy):
             return
         self._keepsNone = _isSessionless(link)
         if self._keepsNone:
-            self.post(admitted, relay)
+            if message is not None and message.kind is Kind.REQUEST:
+                reply = self._reply(admitted, relay)
+                reply.start(False)
+                askOfAll(self.shared, relay, message, reply, admitted.events, admitted.context)
+            else:
+                self.post(admitted, relay)
             return
         # It keeps sessions after all: this one is nobody's.
         await self._drop(relay)
@@ -112,7 +119,19 @@ class TransparentProxy(StreamableProxy):
         # link; each call, and the one that needs the handshake, brings its own header fields.
         session = Session(record, now, now, tagOf(revision), total=self.shared.load.total)
         common = CallContext(self.server.name, context.principal)
-        relay = newRelay(self.shared, self.server, session, common, transparent=True)
+        shared = self.shared
+        relay = CommonRelay(
+            session,
+            self.server,
+            shared.registry,
+            shared.policy,
+            shared.limits,
+            shared.clock,
+            shared.observer,
+            common,
+            transparent=True,
+            load=shared.load,
+        )
         relay.serveAll(ownHello(revision).params)
         self._common[revision] = relay
         return relay
@@ -151,10 +170,14 @@ class TransparentProxy(StreamableProxy):
             relay.detach(feed)
 
         exchange.onGone = left
-        opened = await self._listen(admitted, relay, feed)
+        last = exchange.head.header(b"last-event-id")
+        opened = await self._listen(admitted, relay, feed, last)
         exchange.onGone = None
         if relay.session.ended:
             self.ladder.refuse(exchange, refusals.sessionNotFound(), "session")
+        elif not opened and (owed := _owed(relay, last)) is not None:
+            feed.stream = openStream(exchange, self.shared, self.server.name, feed.cut)
+            feed.finish(owed.encode())
         elif not opened:
             refusal = refusals.noStream(b"POST, DELETE, OPTIONS")
             self.ladder.refuse(exchange, refusal, "link")
@@ -163,18 +186,24 @@ class TransparentProxy(StreamableProxy):
             return
         relay.detach(feed)
 
-    async def _listen(self, admitted: Admitted, relay: Relay, feed: Channel) -> bool:
+    async def _listen(
+        self, admitted: Admitted, relay: Relay, feed: Channel, last: bytes | None
+    ) -> bool:
         """
         Open the server's stream; a lost session of the server is made again, once.
 
         Returns whether it is open.
         """
-        last = admitted.exchange.head.header(b"last-event-id")
         for again in (False, True):
             try:
                 link = await relay.acquire(admitted.context)
+                straight = relay.straight
+                if last and straight is not None and straight.isLost(last, link):
+                    return False
                 relay.opens(feed, link)
                 await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
+                if last and straight is not None:
+                    straight.resumes(last, feed)
                 return True
             except ListenRefused as error:
                 if error.status != 404:
@@ -192,6 +221,11 @@ class TransparentProxy(StreamableProxy):
             except LinkFailed:
                 return False
         return False
+
+
+def _owed(relay: Relay, last: bytes | None) -> Message | None:
+    """What is owed to whoever asks for the rest of a stream, which nobody has any more."""
+    return None if relay.straight is None or not last else relay.straight.owed(last)
 
 
 def _isSessionless(link: ILink | None) -> bool:

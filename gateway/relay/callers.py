@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gateway.guard.limits import Limits
+from gateway.guard.load import MEMORY
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.listens import Listens
@@ -26,8 +27,9 @@ from gateway.relay.pooled import Pooled
 from gateway.relay.relay import Relay
 from gateway.sessions.ids import tagOf
 from gateway.sessions.record import SessionRecord
-from gateway.sessions.registry import Session
+from gateway.sessions.registry import SHED, Session
 from gateway.wire.context import CallContext
+from gateway.wire.refusals import Reason
 from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["Caller", "Callers"]
@@ -113,23 +115,29 @@ class Callers:
 
     # Taking and giving back.
 
-    def take(self, call: ModernCall, caller: Caller) -> bool:
+    def take(self, call: ModernCall, caller: Caller) -> Reason | None:
         """
-        Give a call a session: `begin` is told, now or later. False: too many wait already.
+        Give a call a session: `begin` is told, now or later. None, or why not: too many wait.
         """
         self._callers[caller.key] = caller
         self.waiting[call] = caller
         caller.waiting += 1
         self.serve()
         if call not in self.waiting:
-            return True
-        if len(self.waiting) > self.limits.max_modern_waiting:
+            return None
+        limits, principal = self.limits, call.context.principal
+        if len(self.waiting) > limits.max_modern_waiting:
             self._bound("max_modern_waiting")
             self.leave(call)
-            return False
-        full = len(caller.audience.sessions) >= self.limits.max_pooled_sessions
+            return Reason.OVERLOADED
+        his = sum(one.context.principal == principal for one in self.waiting)
+        if his > limits.max_modern_waiting_per_principal:
+            self._bound("max_modern_waiting_per_principal")
+            self.leave(call)
+            return Reason.RATE_LIMITED
+        full = len(caller.audience.sessions) >= limits.max_pooled_sessions
         self._bound("max_pooled_sessions" if full else "max_pooled_total")
-        return True
+        return None
 
     def leave(self, call: ModernCall) -> None:
         """A call waits no longer."""
@@ -245,7 +253,7 @@ class Callers:
         )
         session = Session(record, now, now, tagOf(f"{id(self)}/{next(self._ids)}"))
         relay = self.makeRelay(session, caller.context)
-        relay.router.replays.hints = caller.hints
+        relay.router.shareHints(caller.hints)
         relay.greetAs(caller.hello)
         pooled = Pooled(
             session,
@@ -327,6 +335,21 @@ class Callers:
         self._bound(bound)
         self.end(min(idle, key=lambda pooled: pooled.idleSince))
         return True
+
+    def shed(self, part: float) -> int:
+        """
+        Memory is short: end some of the idle sessions, the longest unused first.
+
+        part: of those there are, how many; SHED at least.
+        Returns: how many.
+        """
+        idle = [one for one, caller in self._sessions.items() if self._isIdle(one, caller)]
+        idle.sort(key=lambda one: one.idleSince)
+        ending = idle[: max(SHED, int(len(idle) * part))]
+        for pooled in ending:
+            self._bound(MEMORY)
+            self.end(pooled, "memory")
+        return len(ending)
 
     def endIdle(self) -> float:
         """End what was idle or kept for too long. Returns when to look again; never without any."""

@@ -36,6 +36,7 @@ class Call(msgspec.Struct, eq=False):
     deadline, cap: when it times out: without progress, and at all. cancelling: when a cancelled
         call is given up; None while nobody cancelled it.
     numbered: whether its client was sent an event id of the server's, and can resume from it.
+    held: whether it waits for its principal's turn, and nothing was sent of it.
     timeout: seconds that progress gives it. ran: why it was sent once more after it may have run.
     """
 
@@ -54,6 +55,7 @@ class Call(msgspec.Struct, eq=False):
     via: ILink | None = None
     replayed: bool = False
     numbered: bool = False
+    held: bool = False
     timeout: float = 0.0
     ran: Reason | None = None
 

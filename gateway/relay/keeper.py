@@ -5,33 +5,20 @@ Any number of callers wait for one attempt (single flight). After a loss the fir
 at once; while links keep dying young, attempts are spaced by an exponential back-off with jitter.
 
 A link whose session the server forgot is retired: the next is made while calls still run on it.
-Each link has a listener of its own, which knows whom it hears, so that nothing a retired one says
-is taken for the word of the one in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.links.backoff import backOff, jittered
-from gateway.links.interfaces import (
-    EventMark,
-    Hello,
-    ILink,
-    ILinkListener,
-    IServer,
-    LinkFailed,
-    Settled,
-)
+from gateway.links.interfaces import Hello, ILink, IServer, LinkFailed
 from gateway.observe.observer import (
     BoundReached,
     IObserver,
@@ -39,70 +26,16 @@ from gateway.observe.observer import (
     LinkOpened,
     MessageDropped,
 )
+from gateway.relay.hearing import NOBODY, Hearing, IKeptListener
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import REQUEST, Message
 from gateway.wire.refusals import Reason
 
-__all__ = ["IKeptListener", "LinkKeeper"]
+__all__ = ["LinkKeeper"]
 
 _log = Logger()
 
 _CREDENTIALS_REFUSED = (401, 403)
 """The HTTP statuses by which a server refuses who asks, not to work."""
-
-
-class IKeptListener(ILinkListener):
-    """Who hears the links of a keeper; `lost` is of the one in use, or being greeted."""
-
-    def retiredLost(link: ILink, reason: Reason, message: str) -> None:
-        """A retired link ended; what is pending on it may have run."""
-
-
-@implementer(ILinkListener)
-@define(eq=False)
-class _Hearing:
-    """
-    What hears one link, for the keeper's listener.
-
-    link: the one it hears; None until the keeper has it. failure: why it never will.
-    """
-
-    keeper: LinkKeeper
-    listener: IKeptListener
-    link: ILink | None = None
-    failure: LinkFailed | None = None
-
-    def received(
-        self, message: Message, origin: object | None, mark: EventMark | None = None
-    ) -> None:
-        if message.kind is REQUEST and self.keeper.isRetired(self.link):
-            # Its session is lost, so no answer could be delivered.
-            self.keeper.dropped("session_lost")
-        else:
-            self.listener.received(message, origin, mark)
-
-    def marked(self, origin: object | None, mark: EventMark) -> None:
-        self.listener.marked(origin, mark)
-
-    def ended(self, origin: object) -> None:
-        self.listener.ended(origin)
-
-    def accepted(self, call: object) -> None:
-        self.listener.accepted(call)
-
-    def settled(self, call: object, settled: Settled) -> None:
-        self.listener.settled(call, settled)
-
-    def drained(self) -> None:
-        self.listener.drained()
-
-    def lost(self, reason: Reason, message: str) -> None:
-        if self.link is None:
-            self.failure = LinkFailed(reason, message)
-        elif self.keeper.lost(self.link, reason):
-            self.listener.lost(reason, message)
-        else:
-            self.listener.retiredLost(self.link, reason, message)
 
 
 @define(eq=False)
@@ -113,9 +46,7 @@ class LinkKeeper:
     Life: nothing until `acquire` → a link → `lost` or `retire` → nothing until the next `acquire`
     → … → `close`. Whoever made the keeper closes it; it closes its links.
 
-    greet: awaited with each new link before anybody else gets it, whether it is a replacement,
-        and the context of whoever needed it; what it raises fails the attempt and closes the link.
-    isUsed: whether anything is still awaited on a link that was retired.
+    listener: hears the links, and greets them; nobody does when the keeper is closed.
     ownStreams: what `IServer.link` is asked for.
     """
 
@@ -124,14 +55,12 @@ class LinkKeeper:
     clock: IReactorTime
     limits: Limits
     observer: IObserver
-    greet: Callable[[ILink, bool, CallContext], Awaitable[None]]
-    isUsed: Callable[[ILink], bool]
     ownStreams: bool = False
     link: ILink | None = None
     hello: Hello | None = None
     closed: bool = False
     _greeting: ILink | None = None
-    _attempt: Deferred[None] | None = None
+    _attempt: Deferred[ILink] | None = None
     _waiters: dict[Deferred[ILink], CallContext] = field(factory=dict)
     _opened: bool = False
     _openedAt: float = 0.0
@@ -157,34 +86,42 @@ class LinkKeeper:
             self._start(context)
         return waiter
 
-    def _start(self, context: CallContext) -> None:
-        attempt = Deferred.fromCoroutine(self._make(context))
-        self._attempt = attempt
-        attempt.addBoth(self._done, context)
-
     def _gaveUp(self, waiter: Deferred[ILink]) -> None:
         self._waiters.pop(waiter, None)
 
-    async def _make(self, context: CallContext) -> None:
+    # An attempt. Callbacks, for behind a shared server there is a link at once.
+
+    def _start(self, context: CallContext) -> None:
         hello = self.hello
         if hello is None:
-            raise LinkFailed(Reason.BAD_ANSWER, "there was no handshake yet")
+            self._fire(LinkFailed(Reason.BAD_ANSWER, "there was no handshake yet"))
+            return
+        hearing = Hearing(self)
+        asked = hello, hearing, context, self.ownStreams
         wait = self._retryAt - self.clock.seconds()
         if wait > 0:
-            await deferLater(self.clock, wait)
-        hearing = _Hearing(self, self.listener)
-        try:
-            link = await self.server.link(hello, hearing, context, self.ownStreams)
-        except LinkFailed as error:
+            waited: Deferred[None] = deferLater(self.clock, wait)
+            attempt = waited.addCallback(lambda _: self.server.link(*asked))
+        else:
+            attempt = self.server.link(*asked)
+        self._attempt = attempt
+        made = attempt.addCallbacks(self._made, self._refused, callbackArgs=(hearing, context))
+        made.addBoth(self._done, context)
+
+    def _refused(self, failure: Failure) -> Failure:
+        error = failure.value
+        if isinstance(error, LinkFailed):
             # A server that refuses one client's credentials is well; others need not wait. Nor
             # does it help to wait where attempts fail at once for as long as they should.
             if error.retryAfter:
                 self._retryAt = 0.0
             elif error.status not in _CREDENTIALS_REFUSED:
                 self._backOff()
-            raise
+        return failure
+
+    def _made(self, link: ILink, hearing: Hearing, context: CallContext) -> Deferred[None] | None:
         if self.closed:
-            await link.close()
+            self._closing(link)
             raise LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
         if hearing.failure is not None:
             self._backOff()
@@ -194,16 +131,35 @@ class LinkKeeper:
         self._greeting, self._openedAt = link, self.clock.seconds()
         self.observer.observed(LinkOpened(self.server.name))
         try:
-            await self.greet(link, again, context)
-        except BaseException:
-            if self._greeting is link:
-                self._closing(link)
+            greeting = self.listener.greet(link, again, context)
+        except Exception:
+            self._notGreeted(link)
             raise
-        finally:
-            alive, self._greeting = self._greeting is link, None
+        if greeting is None:
+            self._greeted(None, link)
+            return None
+        return greeting.addCallbacks(
+            self._greeted, self._notGreetedAgain, callbackArgs=(link,), errbackArgs=(link,)
+        )
+
+    def _greeted(self, _: None, link: ILink) -> None:
+        alive, self._greeting = self._greeting is link, None
+        if self.closed:
+            # The session ended because of what was said.
+            self._closing(link)
+            raise LinkFailed(Reason.SHUTTING_DOWN, "the session is over")
         if not alive:
             raise LinkFailed(Reason.SERVER_EXITED, "the server went away during its start")
         self.link = link
+
+    def _notGreetedAgain(self, failure: Failure, link: ILink) -> Failure:
+        self._notGreeted(link)
+        return failure
+
+    def _notGreeted(self, link: ILink) -> None:
+        if self._greeting is link:
+            self._greeting = None
+            self._closing(link)
 
     def _done(self, result: object, context: CallContext) -> None:
         self._attempt = None
@@ -233,7 +189,8 @@ class LinkKeeper:
         if spared:
             self._start(next(iter(spared.values())))
         for waiter in waiters:
-            if spared and waiter in spared:
+            if waiter.called or (spared and waiter in spared):
+                # It gave up while others were told, or is told later.
                 continue
             if isinstance(result, BaseException):
                 waiter.errback(result)
@@ -297,7 +254,7 @@ class LinkKeeper:
 
     def tidy(self) -> None:
         """Close the retired links that are not used any more."""
-        for link in [one for one in self._retired if not self.isUsed(one)]:
+        for link in [one for one in self._retired if not self.listener.isUsed(one)]:
             self._retired.remove(link)
             self._closing(link)
 
@@ -308,16 +265,15 @@ class LinkKeeper:
     def _closing(self, link: ILink) -> None:
         closing = link.close()
         self._closings.append(closing)
+        closing.addBoth(self._closed, closing)
 
-        def closed(result: object) -> None:
-            self._closings.remove(closing)
-            if isinstance(result, Failure):
-                _log.failure("while a link closed", result)
+    def _closed(self, result: object, closing: Deferred[None]) -> None:
+        self._closings.remove(closing)
+        if isinstance(result, Failure):
+            _log.failure("while a link closed", result)
 
-        closing.addBoth(closed)
-
-    async def close(self) -> None:
-        """End the link and the attempt. Returns when nothing of them is left."""
+    def close(self) -> Deferred[None]:
+        """End the link and the attempt. Fires when nothing of them is left."""
         self.closed = True
         if self._attempt is not None:
             self._attempt.cancel()
@@ -325,10 +281,12 @@ class LinkKeeper:
         if self.link is not None:
             links.append(self.link)
             self.link = None
+        self.listener = NOBODY
         for link in links:
             self._closing(link)
-        for closing in list(self._closings):
-            await _outcome(closing)
+        if not self._closings:
+            return succeed(None)
+        return DeferredList([_outcome(one) for one in self._closings]).addCallback(lambda _: None)
 
 
 def _outcome(deferred: Deferred[None]) -> Deferred[None]:

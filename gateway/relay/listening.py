@@ -104,10 +104,9 @@ class Listening:
         except BadFilter as error:
             self.pool.refuse(reply, -32602, f"Invalid params: {error}")
             return
-        if len(self._replies) >= self.limits.max_listens:
-            self.pool.bound("max_listens")
-            why = "too many streams listen to the server"
-            self.pool.fail(reply, Reason.OVERLOADED, why)
+        full = self._full(reply)
+        if full is not None:
+            self.pool.fail(reply, full, "too many streams listen to the server")
             return
         caller = self.pool.callerOf(reply)
         audience = caller.audience
@@ -126,6 +125,18 @@ class Listening:
             lambda failure: self._notStarted(reply, audience, pooled, failure),
         )
         acquired.addErrback(lambda failure: _log.failure("while a listen began", failure))
+
+    def _full(self, reply: Reply) -> Reason | None:
+        """Why there is no room for one more stream; None where there is."""
+        limits, principal = self.limits, reply.context.principal
+        if len(self._replies) >= limits.max_listens:
+            self.pool.bound("max_listens")
+            return Reason.OVERLOADED
+        his = sum(one.context.principal == principal for one in self._replies)
+        if his >= limits.max_listens_per_principal:
+            self.pool.bound("max_listens_per_principal")
+            return Reason.RATE_LIMITED
+        return None
 
     def _start(self, reply: Reply, audience: Listens, wanted: Filter, pooled: Pooled) -> None:
         if self._replies.get(reply) is not audience:

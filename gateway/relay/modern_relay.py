@@ -36,7 +36,8 @@ from gateway.observe.observer import (
     MessageDropped,
 )
 from gateway.relay.effects import Answer, Call, Deliver, Forget, Forward
-from gateway.relay.keeper import IKeptListener, LinkKeeper
+from gateway.relay.hearing import IKeptListener
+from gateway.relay.keeper import LinkKeeper
 from gateway.relay.modern_router import Ended, ModernEffect, ModernRouter, towardsServer
 from gateway.relay.replays import Replays
 from gateway.relay.target import Target
@@ -113,15 +114,10 @@ class ModernRelay:
             self.clock,
             self.limits,
             self.observer,
-            self._greet,
-            lambda link: False,
         )
         self._keeper.hello = _NO_HELLO
         self._judges = not isinstance(self.policy, AllowAll)
         self._own = CallContext(self.server.name)
-
-    async def _greet(self, link: ILink, again: bool, context: CallContext) -> None:
-        """There is nothing to say to a server again: nothing was said to the last one."""
 
     # ModernCalls.
 
@@ -160,7 +156,7 @@ class ModernRelay:
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
-        return Deferred.fromCoroutine(self._keeper.close())
+        return self._keeper.close()
 
     # Towards the server.
 
@@ -228,6 +224,14 @@ class ModernRelay:
         self._do(self.router.settled(call, Reason.OVERLOADED, why))
 
     # IKeptListener.
+
+    def greet(self, link: ILink, again: bool, context: CallContext) -> Deferred[None] | None:
+        """There is nothing to say to a server again: nothing was said to the last one."""
+        return None
+
+    def isUsed(self, link: ILink) -> bool:
+        """Links are never retired here."""
+        return False
 
     def received(
         self, message: Message, origin: object | None, mark: EventMark | None = None

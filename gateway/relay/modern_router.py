@@ -118,12 +118,13 @@ class ModernRouter:
             cap=_NEVER if listens else now + most,
             timeout=timeout,
         )
-        full = self._full(listens)
+        full = self._full(call)
         if full:
             why = "too many streams are open" if listens else "too many calls run at this server"
-            failed = callFailed(call.id, Reason.OVERLOADED, why)
-            reached = BoundReached(full, self.server)
-            return [reached, Answer(call, failed, Reason.OVERLOADED.value)]
+            his = full == "max_listens_per_principal"
+            reason = Reason.RATE_LIMITED if his else Reason.OVERLOADED
+            failed = callFailed(call.id, reason, why)
+            return [BoundReached(full, self.server), Answer(call, failed, reason.value)]
         self._lastID += 1
         self.calls[call.upstream] = call
         self._targets[target] = call
@@ -134,12 +135,20 @@ class ModernRouter:
         started = CallStarted(self.server, message.method)
         return [started, Forward(towardsServer(call), call, context)]
 
-    def _full(self, listens: bool) -> str:
-        """The name of the bound that is reached; "" where there is room."""
-        if listens:
-            return "max_listens" if self.listens >= self.limits.max_listens else ""
-        running = len(self.calls) - self.listens
-        return "max_modern_calls" if running >= self.limits.max_modern_calls else ""
+    def _full(self, call: Call) -> str:
+        """The name of the bound that is reached; "" where there is room for one more."""
+        limits = self.limits
+        if call.request.method != LISTEN:
+            running = len(self.calls) - self.listens
+            return "max_modern_calls" if running >= limits.max_modern_calls else ""
+        if self.listens >= limits.max_listens:
+            return "max_listens"
+        principal = call.context.principal
+        his = sum(
+            one.request.method == LISTEN and one.context.principal == principal
+            for one in self.calls.values()
+        )
+        return "max_listens_per_principal" if his >= limits.max_listens_per_principal else ""
 
     def gone(self, target: object) -> list[ModernEffect]:
         """The client closed the response stream: that cancels its call."""

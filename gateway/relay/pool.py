@@ -13,13 +13,12 @@ Each call goes into its relay under an id of the pool's, so that equal ids of tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from gateway.bridge.asmodern import (
     LEVELS,
@@ -31,24 +30,24 @@ from gateway.bridge.asmodern import (
     towardsServer,
 )
 from gateway.bridge.inputs import Malformed, accepted, inputRequired, responsesOf
-from gateway.bridge.states import Named, States, bindingOf
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import IServer, LinkFailed
 from gateway.observe.observer import BoundReached, CallFailed, IObserver, MessageDropped
 from gateway.relay.callers import Caller, Callers
+from gateway.relay.identity import Identity
 from gateway.relay.listening import Listening
+from gateway.relay.openings import DISCOVER, Openings
 from gateway.relay.parked import ModernCall, Stage
+from gateway.relay.parking import Parking
 from gateway.relay.pooled import ROOTS, Pooled
 from gateway.relay.relay import Relay
 from gateway.relay.replies import Replies, Reply
-from gateway.relay.sender import SessionOver
 from gateway.relay.target import Target
 from gateway.relay.times import CallTimes
 from gateway.sessions.registry import Session
-from gateway.wire.context import ANONYMOUS, CallContext
+from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message, text
-from gateway.wire.headers import credentialsAmong
-from gateway.wire.modern import LISTEN, LOG_LEVEL, MAY_ASK
+from gateway.wire.modern import LISTEN, LOG_LEVEL
 from gateway.wire.refusals import FailedCall, Reason, callFailed, errorMessage
 from gateway.wire.tool_hints import ToolHints
 
@@ -57,8 +56,6 @@ __all__ = ["LegacyPool"]
 _log = Logger()
 
 _NEVER = float("inf")
-
-_DISCOVER = "server/discover"
 
 
 @define(eq=False)
@@ -79,10 +76,10 @@ class LegacyPool:
     replies: Replies = field(init=False)
     _callers: Callers = field(init=False)
     _times: CallTimes = field(init=False)
-    _states: States = field(factory=States, init=False)
+    _identity: Identity = field(init=False)
     _calls: dict[Reply, ModernCall] = field(factory=dict, init=False)
-    _opening: dict[ModernCall, None] = field(factory=dict, init=False)
-    _parked: dict[bytes, ModernCall] = field(factory=dict, init=False)
+    _openings: Openings = field(init=False)
+    _parked: Parking = field(init=False)
     _listening: Listening = field(init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _dueAt: float = field(default=_NEVER, init=False)
@@ -90,14 +87,17 @@ class LegacyPool:
 
     def __attrs_post_init__(self) -> None:
         self.replies = Replies(self.clock, self.dropped)
+        self._identity = Identity(self.server)
+        self._parked = Parking(self._identity, self.limits, self.bound, self.dropped)
         self._times = CallTimes.of(self.server.settings)
+        self._openings = Openings(self)
         self._callers = Callers(
             self.server,
             self.limits,
             self.clock,
             self.observer,
             self.makeRelay,
-            self._begin,
+            self._openings.begin,
             lambda pooled: self._listening.sessionEnded(pooled),
             lambda pooled: self._listening.linkLost(pooled),
             lambda audience: self._listening.forget(audience),
@@ -109,6 +109,19 @@ class LegacyPool:
     def running(self) -> bool:
         """Whether a call runs that its client still waits for; listening does not count."""
         return len(self.replies) > len(self._listening)
+
+    @property
+    def parked(self) -> bool:
+        """Whether calls wait for input of their clients."""
+        return len(self._parked) > 0
+
+    def parks(self, message: Message, context: CallContext) -> bool:
+        """Whether a request continues a call that is parked here, be it in time or not."""
+        return self._parked.holds(message, context, self.clock.seconds())
+
+    def shed(self, part: float) -> int:
+        """Memory is short: end this part of the idle sessions. Returns how many."""
+        return self._callers.shed(part)
 
     # ModernCalls.
 
@@ -153,10 +166,10 @@ class LegacyPool:
             self._timer, self._dueAt = None, _NEVER
         self._listening.stop()
         why = "the gateway is shutting down"
-        for call in [*self._callers.waiting, *self._opening]:
+        for call in [*self._callers.waiting, *self._openings]:
             self.ended(call, callFailed(call.id, Reason.SHUTTING_DOWN, why))
         self._callers.endAll("shutdown")
-        self._parked.clear()
+        self._parked.forget()
         ended: Deferred[list[None]] = gatherResults(list(self._callers.closing))
         return ended.addCallback(lambda _: None)
 
@@ -176,7 +189,7 @@ class LegacyPool:
             return
         caller = self.callerOf(reply)
         ready = caller.open
-        if reply.message.method == _DISCOVER and ready is not None:
+        if reply.message.method == DISCOVER and ready is not None:
             self.answer(reply, discovered(reply.id, ready.result))
             return
         call = ModernCall(
@@ -194,11 +207,11 @@ class LegacyPool:
     def callerOf(self, reply: Reply) -> Caller:
         """Who asks; nothing is remembered of a new one."""
         declared = reply.declared
-        who = self._whoIs(reply)
+        who = reply if self._identity.eachCall else self._identity.of(reply.context)
         caller = self._callers.known((who, declared))
         if caller is not None:
             return caller
-        keeps = self.server.settings.callers != "call"
+        keeps = not self._identity.eachCall
         # A shared server asks nobody anything.
         asks = declared.asks and self.server.settings.isolation != "shared"
         return Caller(
@@ -211,129 +224,22 @@ class LegacyPool:
             ToolHints(self.limits.max_tool_hints),
         )
 
-    def _whoIs(self, reply: Reply) -> Hashable:
-        if self.server.settings.callers == "call":
-            return reply
-        context = reply.context
-        # An HTTP server knows its clients by credentials of theirs, where they are forwarded.
-        return context.principal, self._callerName(context), credentialsAmong(context.headers)
-
-    def _callerName(self, context: CallContext) -> str:
-        """What tells the callers of one principal apart."""
-        name = context.caller if self.server.settings.callers.startswith("header:") else ""
-        if context.principal == ANONYMOUS:
-            # Nobody but the server knows whose its credentials are. Those of a known principal may
-            # be renewed while a call is parked.
-            name += f" {credentialsAmong(context.headers)!r}"
-        return name
-
-    def _bindingOf(self, request: Message, context: CallContext) -> bytes:
-        """What a state is bound to: the same for a request as the server gets it and its retry."""
-        name = self._callerName(context)
-        return bindingOf(context.principal, name, self.server.name, request)
-
     def _take(self, call: ModernCall, caller: Caller) -> None:
         call.stage = Stage.WAITING
-        if not self._callers.take(call, caller):
+        full = self._callers.take(call, caller)
+        if full is not None:
             why = "too many calls wait for a session with the server"
-            self.ended(call, callFailed(call.id, Reason.OVERLOADED, why))
+            self.ended(call, callFailed(call.id, full, why))
         elif call.stage is Stage.WAITING:
-            self.arm(min(call.due, self._makeRoom(caller)))
+            self.arm(min(call.due, self._parked.makeRoom(caller, self.clock.seconds())))
 
-    def _makeRoom(self, caller: Caller) -> float:
-        """
-        Where nobody answers what a caller's calls ask, the oldest must not hold up the rest: it is
-        given up once it was parked for `parked_beside`.
+    def takeAgain(self, call: ModernCall, reply: Reply) -> None:
+        """A call needs another session than it had."""
+        self._take(call, self.callerOf(reply))
 
-        Returns: when to look again.
-        """
-        held = [call for pooled in caller.audience.sessions for call in pooled.calls]
-        parked = [call for call in self._parked.values() if call in held]
-        if not parked or len(parked) < len(held):
-            return _NEVER
-        limits = self.limits
-        due = parked[0].until - limits.parked_for + limits.parked_beside
-        if due > self.clock.seconds():
-            return due
-        self.bound("parked_beside")
-        self._giveUp(parked[0], "The client asks for something else")
-        return _NEVER
-
-    def _giveUp(self, call: ModernCall, why: str) -> None:
-        """A parked call waits for its client no longer."""
-        del self._parked[call.name]
-        if call.outcome is not None:
-            call.refuse(why)
-            self.dropped("client_gone")
-        else:
-            call.cancel(why)
-
-    def _begin(self, call: ModernCall) -> None:
-        """A call has a session: make it ready."""
-        pooled = call.pooled
-        assert pooled is not None
-        call.stage = Stage.OPENING
-        if pooled.isOpen:
-            self._ready(call, pooled)
-            return
-        self._opening[call] = None
-        self.arm(call.due)
-        acquired = pooled.acquire(call.context)
-        acquired.addCallbacks(
-            lambda _: self._opened(call, pooled),
-            lambda failure: self._closed(call, pooled, failure),
-        )
-        acquired.addErrback(lambda failure: _log.failure("while a pooled session opened", failure))
-
-    def _opened(self, call: ModernCall, pooled: Pooled) -> None:
-        pooled.audience.linked(pooled)
-        if call.pooled is pooled and call.stage is Stage.OPENING:
-            self._ready(call, pooled)
-
-    def _closed(self, call: ModernCall, pooled: Pooled, failure: Failure) -> None:
-        """The handshake of a call's session did not come about."""
-        error = failure.value
-        if isinstance(error, SessionOver):
-            # What came back is another server; nothing was promised to anybody.
-            pooled.relay.over()
-        elif not isinstance(error, LinkFailed):
-            _log.failure("a handshake broke", failure)
-            error = LinkFailed(Reason.BAD_ANSWER, "the handshake with the server broke")
-        else:
-            self._callers.refused(pooled, error)
-        if call.pooled is not pooled or call.stage is not Stage.OPENING:
-            return
-        if isinstance(error, LinkFailed):
-            failed = callFailed(call.id, error.reason, error.message, error.retryAfter)
-            self.ended(call, failed)
-        elif call.reply is not None:
-            # Each time one session less is there to be lost, and a new one has nothing to lose.
-            self._opening.pop(call, None)
-            call.pooled = None
-            self._take(call, self.callerOf(call.reply))
-
-    def _ready(self, call: ModernCall, pooled: Pooled) -> None:
-        if call.method == _DISCOVER:
-            self.ended(call, discovered(call.id, pooled.result))
-            return
-        self._opening[call] = None
-        pooled.levelled(call, call.context, lambda: self._send(call, pooled))
-        if call.stage is Stage.OPENING:
-            self.arm(call.due)
-
-    def _send(self, call: ModernCall, pooled: Pooled) -> None:
-        self._opening.pop(call, None)
-        if call.pooled is not pooled or call.stage is not Stage.OPENING:
-            return
-        if pooled.session.ended:
-            self.ended(call, callFailed(call.id, Reason.SERVER_EXITED, "the session is lost"))
-        else:
-            call.stage = Stage.SENT
-            call.asker = pooled
-            pooled.relay.request(call.request.withID(call.id), call, True, call.context)
-            if call.method in MAY_ASK and call.stage is Stage.SENT:
-                for question in pooled.takeHeld():
-                    call.deliver(question)
+    def refused(self, pooled: Pooled, failed: LinkFailed) -> None:
+        """The handshake of a session failed."""
+        self._callers.refused(pooled, failed)
 
     def _abandon(self, call: ModernCall, why: str) -> None:
         """Nobody waits for a call any more."""
@@ -347,14 +253,14 @@ class LegacyPool:
         if call.stage is Stage.OVER:
             return
         # The roots are not asked for the call's sake.
-        call.refuse("The call is over", but=ROOTS if call.name in self._parked else "")
+        call.refuse("The call is over", but=ROOTS if call in self._parked else "")
         began = call.stage in (Stage.SENT, Stage.CANCELLED)
         call.stage = Stage.OVER
         self._callers.leave(call)
-        self._opening.pop(call, None)
+        self._openings.leave(call)
         info = None if call.pooled is None else call.pooled.serverInfo
         if not isinstance(answer, FailedCall):
-            if call.method != _DISCOVER:
+            if call.method != DISCOVER:
                 answer = asModern(answer, call.method, info, call.declared)
         elif not began and call.reply is not None:
             self.observer.observed(CallFailed(self.server.name, call.method, answer.why.value))
@@ -363,7 +269,7 @@ class LegacyPool:
         if reply is not None:
             self._calls.pop(reply, None)
             self.answer(reply, answer)
-        elif call.name in self._parked:
+        elif call in self._parked:
             # Whoever comes with its state gets it.
             call.outcome = answer
         elif began:
@@ -384,18 +290,14 @@ class LegacyPool:
         if not call.questions or reply is None or call.stage is not Stage.SENT:
             # A parked call asks with its next retry.
             return
-        if len(self._parked) >= self.limits.max_parked:
-            self.bound("max_parked")
+        if not self._parked.hasRoom(call.context.principal):
             call.refuse("Too many calls wait for their clients")
             return
         requests = call.ask()
-        call.until = self.clock.seconds() + self.limits.parked_for
-        binding = self._bindingOf(call.request, call.context)
-        state = self._states.seal(Named(call.name, call.round), binding, call.until)
-        self._parked[call.name] = call
+        state = self._parked.park(call, self.clock.seconds())
         self.arm(call.until)
         if self._callers.waiting:
-            self.arm(call.until - self.limits.parked_for + self.limits.parked_beside)
+            self.arm(self._parked.dueBeside(call))
         call.reply = None
         self._calls.pop(reply, None)
         assert call.pooled is not None
@@ -404,19 +306,16 @@ class LegacyPool:
 
     def _retry(self, reply: Reply) -> None:
         """A request that continues a parked call."""
-        message = reply.message
-        binding = self._bindingOf(message, reply.context)
-        named = self._states.open(message.paramText("requestState"), binding, self.clock.seconds())
-        call = None if named is None else self._parked.get(named.call)
-        if call is None or named is None or call.round != named.round:
+        call = self._parked.find(reply.message, reply.context, self.clock.seconds())
+        if call is None:
             self.refuse(reply, -32602, "requestState is not valid")
             return
         try:
-            responses = responsesOf(message) or {}
+            responses = responsesOf(reply.message) or {}
         except Malformed:
             self.refuse(reply, -32602, "Invalid params: inputResponses")
             return
-        del self._parked[call.name]
+        self._parked.leave(call)
         call.declared, call.context = reply.declared, reply.context
         call.respond(responses)
         if call.outcome is not None:
@@ -466,14 +365,12 @@ class LegacyPool:
         """End what waited too long, and what nobody used."""
         self._timer, self._dueAt = None, _NEVER
         now = self.clock.seconds()
-        for call in [*self._callers.waiting, *self._opening]:
+        for call in [*self._callers.waiting, *self._openings]:
             if call.due <= now and call.stage is not Stage.OVER:
                 why = "no session with the server was ready in time"
                 self.ended(call, callFailed(call.id, Reason.TIMEOUT, why))
-        for call in [call for call in self._parked.values() if call.until <= now]:
-            self.bound("parked_for")
-            self._giveUp(call, "The client did not answer in time")
-        waits = [self._makeRoom(caller) for caller in set(self._callers.waiting.values())]
-        waits += [call.due for call in (*self._callers.waiting, *self._opening)]
-        waits += [call.until for call in self._parked.values()]
+        self._parked.expire(now)
+        waits = [self._parked.makeRoom(one, now) for one in set(self._callers.waiting.values())]
+        waits += [call.due for call in (*self._callers.waiting, *self._openings)]
+        waits += self._parked.dues
         self.arm(min(self._callers.endIdle(), *waits, _NEVER))

@@ -223,10 +223,10 @@ class Pooled:
             self.dropped("undeliverable")
             return
         told = self.relay.message(message, context or self.relay.context)
-        told.addCallbacks(
-            lambda taken: None if taken else self.dropped("undeliverable"),
-            lambda failure: _log.failure("while a pooled session spoke", failure),
-        )
+        if told is False:
+            self.dropped("undeliverable")
+        elif told is not True:
+            told.addErrback(lambda failure: _log.failure("while a pooled session spoke", failure))
 
     def levelled(self, call: PooledCall, context: CallContext, then: Callable[[], None]) -> None:
         """

@@ -1,8 +1,8 @@
 """
 A relay joins one session to one server: it drives the pure Router and does what it asks.
 
-Thin: beside the router it has the Sender (towards the server), the Readers (back-pressure) and the
-timer of the router's deadlines. The per-call path is plain callbacks, for a coroutine per call
+Thin: beside the router it has the Upstream (the way to the server), the Readers (back-pressure) and
+the timer of the router's deadlines. The per-call path is plain callbacks, for a coroutine per call
 costs more than the rest of it.
 """
 
@@ -11,22 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attrs import define, field
-from msgspec import Raw
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.guard.policy import AllowAll, Direction, IPolicy, permits
+from gateway.guard.turns import Turn
 from gateway.links.interfaces import (
     EventMark,
-    Hello,
-    IHTTPLink,
     ILink,
     IServer,
-    Outcome,
-    Settled,
 )
 from gateway.observe.observer import (
     CallAnswered,
@@ -34,7 +29,6 @@ from gateway.observe.observer import (
     Event,
     IObserver,
     MessageDropped,
-    SessionRecovered,
 )
 from gateway.relay.effects import (
     Answer,
@@ -45,29 +39,23 @@ from gateway.relay.effects import (
     Forward,
     OwnEnded,
 )
-from gateway.relay.keeper import IKeptListener, LinkKeeper
 from gateway.relay.readers import Readers
-from gateway.relay.recovery import narrowed, repetitions
-from gateway.relay.repeats import Repeats
-from gateway.relay.replays import Replays
+from gateway.relay.replays import replaysOf
 from gateway.relay.router import Router
-from gateway.relay.sender import Note, Sender, SessionOver
+from gateway.relay.straight import Straight
 from gateway.relay.target import Stream, Target
-from gateway.relay.times import CallTimes
+from gateway.relay.times import NEVER, CallTimes
+from gateway.relay.upstream import Upstream
 from gateway.sessions.events import EventLog
 from gateway.sessions.registry import Session, SessionRegistry
-from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import REQUEST, RESPONSE, Message, members, text
+from gateway.wire.envelope import RESPONSE, Message
 from gateway.wire.refusals import Reason, callFailed
 from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["Relay", "Target"]
 
 _log = Logger()
-
-
-_NEVER = float("inf")
 
 _ENDINGS = {
     "lost": (Reason.SERVER_EXITED, "the session is lost"),
@@ -80,7 +68,6 @@ _RECEDES = ("shutdown", "replaced")
 """The ends that are the gateway's own doing: clients shall come again, a little later."""
 
 
-@implementer(IKeptListener)
 @define(eq=False)
 class Relay:
     """
@@ -95,6 +82,7 @@ class Relay:
     onLost: called when the link is gone, or the server forgot its session; the next call makes
     another.
     hints: what is known of the server's tools; the session's own without.
+    straight: what is known of streams that go straight through; None where none do.
     """
 
     session: Session
@@ -111,19 +99,19 @@ class Relay:
     hints: ToolHints | None = None
     router: Router = field(init=False)
     readers: Readers = field(init=False)
-    sender: Sender = field(init=False)
-    repeats: Repeats = field(init=False)
+    upstream: Upstream = field(init=False)
     closing: Deferred[None] | None = field(default=None, init=False)
-    _keeper: LinkKeeper = field(init=False)
-    _streams: dict[object, ILink] = field(factory=dict, init=False)
-    """Whose stream a client's is, straight through."""
+    judges: bool = field(init=False)
+    straight: Straight | None = field(default=None, init=False)
+    _name: str = field(init=False)
+    """The server's, which is asked of all that stands before it."""
     _timer: IDelayedCall | None = field(default=None, init=False)
-    _dueAt: float = field(default=_NEVER, init=False)
-    _judges: bool = field(init=False)
+    _dueAt: float = field(default=NEVER, init=False)
+    _over: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        settings = self.server.settings
-        http = isinstance(settings, HTTPSettings)
+        self.judges = not isinstance(self.policy, AllowAll)
+        settings, self._name = self.server.settings, self.server.name
         self.router = Router(
             self.session.record,
             self.limits,
@@ -131,31 +119,20 @@ class Relay:
             settings.max_timeout,
             self.transparent,
             times=CallTimes.of(settings) if settings.tool_timeouts else None,
-            replays=Replays(settings.replay, self.hints or ToolHints(self.limits.max_tool_hints)),
+            replays=replaysOf(settings.replay, self.hints, self.limits.max_tool_hints),
         )
         self.readers = Readers(self.router.calls)
-        self._keeper = LinkKeeper(
+        self.upstream = Upstream(
+            self.session,
             self.server,
-            self,
-            self.clock,
-            self.limits,
-            self.observer,
-            self._greet,
-            self._isUsed,
-            self.transparent,
-        )
-        self.sender = Sender(
-            self._keeper,
-            self,
+            self.registry,
             self.limits,
             self.clock,
             self.observer,
-            self.server.name,
-            notes=http,
-            endsWithLink=http,
+            self.router,
+            self.readers,
+            self,
         )
-        self.repeats = Repeats(self._ask, lambda: self._drop("repeat_failed"))
-        self._judges = not isinstance(self.policy, AllowAll)
         self.session.live = self
         self.session.whenEnded(self._sessionEnded)
 
@@ -168,21 +145,34 @@ class Relay:
         Returns the server's response. Raises LinkFailed, or StoreRefused.
         """
         self.greetAs(params)
-        link = await self._keeper.acquire(self.context)
-        self._negotiated(members(link.answer.fields.get("result")))
+        link = await self.upstream.acquire(self.context)
+        self.upstream.negotiated(link.answer)
         await self.registry.changed(self.session)
         return link.answer
 
-    def _negotiated(self, result: dict[str, Raw]) -> None:
-        record = self.session.record
-        version = result.get("protocolVersion")
-        record.revision = (version is not None and text(bytes(version))) or ""
-        record.capabilities = bytes(result.get("capabilities", b"{}"))
+    def greetAs(self, params: bytes) -> None:
+        """Make the handshake with these `params`, the gateway's own, when a link is needed."""
+        self.upstream.greetAs(params)
+
+    def serveAll(self, params: bytes) -> None:
+        """Serve all clients of a server without sessions; `params`: see `greetAs`."""
+        self.router.serveAll()
+        self.greetAs(params)
+
+    def passes(self, transparent: bool) -> None:
+        """The first link tells whether its streams are the client's; see `transparent`."""
+        self.transparent = transparent
+        self.router.passes(transparent)
+        if transparent:
+            self.events = None
+            self.straight = self.straight or Straight(self, self.router, self.limits)
+
+    # The link.
 
     @property
     def link(self) -> ILink | None:
         """The link, while there is one."""
-        return self._keeper.link
+        return self.upstream.keeper.link
 
     def acquire(self, context: CallContext) -> Deferred[ILink]:
         """
@@ -190,39 +180,18 @@ class Relay:
 
         Fails with LinkFailed or SessionOver.
         """
-        return self._keeper.acquire(context)
+        return self.upstream.acquire(context)
 
     def abandon(self, link: ILink) -> None:
         """
         The server forgot this link's session: the next `acquire` makes another, unless that
         is the end of our session.
         """
-        if self._lostOnExit:
-            self.over()
-        else:
-            self._forgetRepeats(link)
-            self.forgotten(link)
-            self._tidy()
+        self.upstream.abandon(link)
 
-    def _forgetRepeats(self, link: object) -> None:
-        """What was not said again on this link yet is said on the next."""
-        if link is self.readers.link:
-            self.repeats.forget()
-
-    @property
-    def _lostOnExit(self) -> bool:
-        return self.server.settings.on_exit == "lost"
-
-    def greetAs(self, params: bytes) -> None:
-        """Make the handshake with these `params`, the gateway's own, when a link is needed."""
-        self.session.record.initialize = params
-        self._keeper.hello = Hello(params)
-        self.router.greeted()
-
-    def serveAll(self, params: bytes) -> None:
-        """Serve all clients of a server without sessions; `params`: see `greetAs`."""
-        self.router.common = True
-        self.greetAs(params)
+    def over(self) -> None:
+        """The session is lost: its clients get the one 404."""
+        self.upstream.over()
 
     async def dismiss(self, reason: str = "dismissed") -> None:
         """End a relay whose session is in no registry. Returns when its link is closed."""
@@ -230,56 +199,6 @@ class Relay:
         self._sessionEnded(self.session.ended)
         if self.closing is not None:
             await self.closing
-
-    async def _greet(self, link: ILink, again: bool, context: CallContext) -> None:
-        """A new link: what was said to the last one is said again, then what waited goes."""
-        transparent = self.transparent and IHTTPLink.providedBy(link)
-        if again and transparent is not self.transparent:
-            raise SessionOver
-        self.transparent = transparent
-        self.router.passes(transparent)
-        if transparent:
-            self.events = None
-        self.readers.linked(link)
-        record = self.session.record
-        if not again and not record.initialized:
-            return
-        result = members(link.answer.fields.get("result"))
-        if again and narrowed(record, result):
-            raise SessionOver
-        said, told = repetitions(record, result)
-        for message in said:
-            if message.kind is REQUEST:
-                continue
-            note = Note(message, context, replayed=True, via=link) if self.sender.notes else None
-            if not link.send(message, note, context):
-                self._drop("repeat_failed")
-            elif note is not None:
-                await self.sender.followed(note)
-                if self.readers.link is not link:
-                    # Lost meanwhile; the keeper says so.
-                    return
-        asked = [message for message in said if message.kind is REQUEST]
-        self.repeats.start(asked, link, context)
-        if again:
-            self.observer.observed(SessionRecovered(self.server.name, self.session.tag))
-            for message in told:
-                if not self._judges or self._allows(Direction.TO_CLIENT, message, self.context):
-                    self._do(self.router.told(message, self.clock.seconds()))
-        else:
-            self._negotiated(result)
-
-    def _ask(self, message: Message, link: ILink, context: CallContext) -> Call | None:
-        """Send a request of the gateway's own; None if it was not taken."""
-        for effect in self.router.ownRequest(message, context, self.clock.seconds()):
-            if isinstance(effect, Forward) and effect.call is not None:
-                call = effect.call
-                call.via = link
-                if link.send(effect.message, call, context):
-                    self._arm()
-                    return call
-                self.router.settled(call, Reason.OVERLOADED, "")
-        return None
 
     # From the client, by its proxy.
 
@@ -289,67 +208,97 @@ class Relay:
         """Relay a request; `target` gets its answer, and before it, if `streams`, the rest."""
         now = self.clock.seconds()
         self.session.callStarted(now)
-        if self._judges and not self._allows(Direction.TO_SERVER, message, context):
-            assert message.id is not None
-            refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
-            self._ended(message.method, now, refused, Reason.FORBIDDEN.value)
-            target.answer(refused)
+        if self.session.ended:
+            self._refuse(message, target, now, Reason.SHUTTING_DOWN, "the session is over")
+        elif self.judges and not self.allows(Direction.TO_SERVER, message, context):
+            self._refuse(message, target, now, Reason.FORBIDDEN, "not permitted")
+        else:
+            self.do(self.router.request(message, target, streams, context, now))
+            self.readers.weigh()
+
+    def wait(
+        self,
+        message: Message,
+        target: Target,
+        streams: bool,
+        context: CallContext,
+        queue: Callable[[Turn], None],
+    ) -> None:
+        """The same where the request has to wait for its turn; queue: takes that."""
+        now = self.clock.seconds()
+        self.session.callStarted(now)
+        if self.session.ended:
+            self._refuse(message, target, now, Reason.SHUTTING_DOWN, "the session is over")
             return
-        self._do(self.router.request(message, target, streams, context, now))
+        if self.judges and not self.allows(Direction.TO_SERVER, message, context):
+            self._refuse(message, target, now, Reason.FORBIDDEN, "not permitted")
+            return
+        effects = self.router.request(message, target, streams, context, now)
+        call = self.router.held(effects)
+        if call is not None:
+            self.waiting(call)
+            queue(HeldCall(self, call))
+        self.do(effects)
         self.readers.weigh()
 
-    def message(self, message: Message, context: CallContext) -> Deferred[bool]:
+    def waiting(self, call: Call) -> None:
+        """A call waits for its turn."""
+
+    def _refuse(
+        self, message: Message, target: Target, now: float, reason: Reason, why: str
+    ) -> None:
+        assert message.id is not None
+        refused = callFailed(message.id, reason, why)
+        self._ended(message.method, now, refused, reason.value)
+        target.answer(refused)
+
+    def message(self, message: Message, context: CallContext) -> bool | Deferred[bool]:
         """
         Relay a notification or a response.
 
-        Fires with True once it is on its way (`queue_wait` seconds at the latest), with False
-        if the server's queue is full.
+        Returns: True if it is on its way, False if the server's queue is full. Over HTTP a Deferred
+            that fires with True once the server took it, `queue_wait` seconds from now at the
+            latest.
         """
         now = self.clock.seconds()
         self.session.use(now)
+        if self.session.ended:
+            self.drop("undeliverable")
+            return True
         if message.kind is RESPONSE:
             effects = self.router.response(message, now)
-        elif self._judges and not self._allows(Direction.TO_SERVER, message, context):
-            self._drop("forbidden")
-            return succeed(True)
+        elif self.judges and not self.allows(Direction.TO_SERVER, message, context):
+            self.drop("forbidden")
+            return True
         else:
             effects = self.router.notification(message, now)
-        told: Deferred[bool] = succeed(True)
+        told: bool | Deferred[bool] = True
         for effect in effects:
             if isinstance(effect, Forward):
-                following = self._tell(effect.message, context)
-                if following is None:
+                told = self.upstream.sender.tell(effect.message, context)
+                if told is False:
                     self.router.notTaken(message, now)
-                    told = succeed(False)
-                else:
-                    told = following
             else:
-                self._do([effect])
-        self._arm()
+                self.do([effect])
+        self.arm()
         return told
-
-    def _tell(self, message: Message, context: CallContext) -> Deferred[bool] | None:
-        """Send a notification or response; None if it was not taken."""
-        if self.sender.notes:
-            return self.sender.note(message, context)
-        return succeed(True) if self.sender.send(message, None, context) else None
 
     def opens(self, stream: Target, link: ILink) -> None:
         """A stream of the server's is opened on this link for a client's; until `detach`."""
-        self._streams[stream] = link
-        self._tidy()
+        if self.straight is not None:
+            self.straight.opens(stream, link)
+        self.upstream.tidy()
 
     def attach(self, stream: Target) -> None:
         """The client opened a stream for what belongs to no call."""
-        self._do(self.router.attached(stream))
+        self.do(self.router.attached(stream))
 
     def detach(self, stream: Target) -> None:
         """It ended, and the server's with it."""
         self.router.detached(stream)
-        link = self._streams.pop(stream, None)
-        if link is not None:
-            link.cancel(stream)
-        self._tidy()
+        if self.straight is not None:
+            self.straight.detach(stream)
+        self.upstream.tidy()
 
     def gone(self, target: object) -> None:
         """The client no longer waits on this target; its calls go on (MCP: no cancel)."""
@@ -360,8 +309,9 @@ class Relay:
                     # The server will give the rest when the client resumes the stream.
                     call.via.cancel(call)
 
-    def _allows(self, direction: Direction, message: Message, context: CallContext) -> bool:
-        return permits(self.policy, direction, message, context)
+    def allows(self, direction: Direction, message: Message, context: CallContext) -> bool:
+        """Whether the policy lets a message pass."""
+        return not self.judges or permits(self.policy, direction, message, context)
 
     # A stream's watch.
 
@@ -381,194 +331,71 @@ class Relay:
         """It reads again."""
         self.readers.drained(reader)
 
-    # IKeptListener.
-
-    def received(
-        self, message: Message, origin: object | None, mark: EventMark | None = None
-    ) -> None:
-        if self.session.ended:
-            return
-        if (
-            self._judges
-            and message.kind is not RESPONSE
-            and not self._allows(Direction.TO_CLIENT, message, self.context)
-        ):
-            self._drop("forbidden")
-            if message.kind is REQUEST:
-                refused = callFailed(message.id, Reason.FORBIDDEN, "not permitted")
-                context = origin.context if isinstance(origin, Call) else None
-                self._forward(Forward(refused, None, context))
-            return
-        effects = self.router.fromServer(message, origin, self.clock.seconds())
-        if not self.transparent:
-            mark = None
-        elif mark is not None and mark.id is not None and isinstance(origin, Call):
-            for effect in effects:
-                if isinstance(effect, Deliver) and effect.target is origin.target:
-                    origin.numbered = True
-        self._do(effects, mark)
-        if self._keeper.retired:
-            self._tidy()
-
-    def marked(self, origin: object | None, mark: EventMark) -> None:
-        if not self.transparent:
-            return
-        if isinstance(origin, Call):
-            if origin.present and origin.streams:
-                origin.numbered = origin.numbered or mark.id is not None
-                origin.target.marked(mark)  # type: ignore[attr-defined]
-        elif origin in self.router.streams:
-            origin.marked(mark)  # type: ignore[attr-defined]
-
-    def ended(self, origin: object) -> None:
-        if origin in self.router.streams:
-            origin.close()  # type: ignore[attr-defined]
-
-    def accepted(self, call: object) -> None:
-        if isinstance(call, Note):
-            self.sender.ended(call)
-            self._tidy()
-
-    def settled(self, call: object, settled: Settled) -> None:
-        if not self.session.ended:
-            self._settled(call, settled)
-            self._tidy()
-
-    def _settled(self, call: object, settled: Settled) -> None:
-        gone = settled.status == 404 and not _isSessionless(call)
-        if gone:
-            self._forgetRepeats(call.via)  # type: ignore[attr-defined]
-        if gone and self._lostOnExit:
-            self.over()
-        elif isinstance(call, Note):
-            if gone and not call.replayed:
-                self.sender.again(call.message, call)
-            else:
-                self._drop("undeliverable")
-                self.sender.ended(call)
-        elif isinstance(call, Call) and self.isRunning(call):
-            if gone and call.target is not None:
-                self.sender.again(self.router.towardsServer(call), call)
-            elif call.numbered and settled.reason is Reason.OUTCOME_UNKNOWN:
-                # The server closed a stream that its client can resume (SEP-1699).
-                call.present = False
-                call.target.close()  # type: ignore[attr-defined]
-            else:
-                self._unanswered(call, settled)
-
-    def _unanswered(self, call: Call, settled: Settled) -> None:
-        again: list[Effect] = []
-        if settled.outcome is Outcome.MAYBE_RAN and not settled.status:
-            again = self.router.repeated(call, settled.reason, self.clock.seconds())
-        self._do(again or self.router.settled(call, settled.reason, settled.message, settled.body))
-
-    def drained(self) -> None:
-        # The client's own were refused at once.
-        self.repeats.more()
-
-    def lost(self, reason: Reason, message: str) -> None:
-        link = self.readers.link
-        self.readers.linked(None)
-        self.repeats.forget()
-        if self.session.ended:
-            return
-        now, final = self.clock.seconds(), self._lostOnExit
-        self._do(self.router.linkLost(reason, message, now, link, final))
-        self.sender.lost(link)
-        if self._lostOnExit:
-            self.over()
-        elif self.onLost is not None:
-            self.onLost()
-
-    def retiredLost(self, link: ILink, reason: Reason, message: str) -> None:
-        self._do(self.router.retiredLost(link, reason, message, self.clock.seconds()))
-        self.sender.lost(link)
-
-    def _isUsed(self, link: ILink) -> bool:
-        if any(call.via is link for call in self.router.calls.values()):
-            return True
-        return link in self._streams.values() or self.sender.isUsed(link)
-
-    def _tidy(self) -> None:
-        if self._keeper.retired:
-            self._keeper.tidy()
-
-    # The sender's outcome.
-
-    def unsent(self, call: Call, reason: Reason, why: str) -> None:
-        self._do(self.router.settled(call, reason, why))
-
-    def isRunning(self, call: Call) -> bool:
-        return call.upstream in self.router.calls
-
-    def forgotten(self, link: ILink | None) -> None:
-        if link is not None and link is self._keeper.link:
-            self._keeper.retire()
-            self._do(self.router.forgotten(self.clock.seconds()))
-            if self.onLost is not None:
-                self.onLost()
-
-    def over(self) -> None:
-        """The session is lost: its clients get the one 404."""
-        self.registry.end(self.session, "lost")
-
     # Effects.
 
-    def _do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
+    def do(self, effects: list[Effect], mark: EventMark | None = None) -> None:
+        """Do what the router asks, in order."""
         for effect in effects:
             # Not by isinstance, which asks the metaclass of a Struct each time it is another.
             if type(effect) is Forward:
-                self._forward(effect)
+                self.forward(effect)
             elif type(effect) is Answer:
                 call = effect.call
                 self._ended(call.request.method, call.started, effect.message, effect.failed)
                 if call.present:
                     call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
-                else:
-                    self._drop("client_gone")
+                elif self.straight is None or not self.straight.unheard(call, effect.message):
+                    self.drop("client_gone")
             elif type(effect) is Deliver:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
                     undone = self.router.undeliverable(effect.message, self.clock.seconds())
-                    self._do(undone)
+                    self.do(undone)
             elif isinstance(effect, Event):
                 self.observer.observed(effect)
             elif isinstance(effect, Forget):
                 if effect.call.via is not None:
                     effect.call.via.cancel(effect.call)
             elif isinstance(effect, OwnEnded):
-                self.repeats.ended(effect.call, effect.granted)
+                self.upstream.ownEnded(effect.call, effect.granted)
             else:
                 self.registry.changed(self.session).addErrback(
                     lambda failure: _log.failure("a session's change is not stored", failure)
                 )
-        self._arm()
+        if self.router.due.at < self._dueAt:
+            self.arm()
 
-    def _forward(self, effect: Forward) -> None:
+    def forward(self, effect: Forward) -> None:
+        """Send something to the server; a call that is not taken fails."""
         call = effect.call
-        if self.sender.send(effect.message, call, effect.context or self.context):
+        if self.upstream.sender.send(effect.message, call, effect.context or self.context):
             return
         if call is None:
-            self._drop("undeliverable")
+            self.drop("undeliverable")
         else:
-            self.unsent(call, Reason.OVERLOADED, "the server does not keep up")
+            self.upstream.unsent(call, Reason.OVERLOADED, "the server does not keep up")
+
+    def ended(self, call: Call, answer: Message, reason: Reason) -> None:
+        """A call was taken out and failed; its answer goes another way."""
+        self._ended(call.request.method, call.started, answer, reason.value)
+        self.upstream.tidy()
 
     def _ended(self, method: str, started: float, message: Message, failed: str) -> None:
         now = self.clock.seconds()
         self.session.callEnded(now)
         if failed:
-            self.observer.observed(CallFailed(self.server.name, method, failed))
+            self.observer.observed(CallFailed(self._name, method, failed))
         else:
-            self.observer.observed(
-                CallAnswered(self.server.name, method, now - started, message.isError)
-            )
+            self.observer.observed(CallAnswered(self._name, method, now - started, message.isError))
 
-    def _drop(self, why: str) -> None:
-        self.observer.observed(MessageDropped(self.server.name, why))
+    def drop(self, why: str) -> None:
+        """A message went nowhere."""
+        self.observer.observed(MessageDropped(self._name, why))
 
     # Time.
 
-    def _arm(self) -> None:
-        soonest = self.router.soonest
+    def arm(self) -> None:
+        """See to it that what is due next is done then."""
+        soonest = self.router.due.at
         if soonest >= self._dueAt or self.session.ended:
             return
         if self._timer is not None:
@@ -577,17 +404,20 @@ class Relay:
         self._timer = self.clock.callLater(max(0.0, soonest - self.clock.seconds()), self._due)
 
     def _due(self) -> None:
-        self._timer, self._dueAt = None, _NEVER
-        self._do(self.router.expired(self.clock.seconds()))
-        self._tidy()
+        self._timer, self._dueAt = None, NEVER
+        self.do(self.router.expired(self.clock.seconds()))
+        self.upstream.tidy()
 
     # The end.
 
     def _sessionEnded(self, reason: str) -> None:
+        if self._over:
+            # What ends may have it dismissed, and what is dismissed may have ended.
+            return
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        self.repeats.forget()
         for call in self.router.withdrawn():
             if call.via is not None:
                 call.via.cancel(call)
@@ -597,11 +427,15 @@ class Relay:
             if reason in _RECEDES:
                 stream.recede(self.limits.retry_after * 1000)
             stream.close()
-        self.sender.forget()
         if self.events is not None:
             self.events.forget()
-        self.closing = Deferred.fromCoroutine(self._keeper.close())
-        self.closing.addErrback(lambda failure: _log.failure("while a link closed", failure))
+        if self.straight is not None:
+            # It refers to us, too.
+            straight, self.straight = self.straight, None
+            straight.end()
+        self.closing = self.upstream.close()
+        # It refers to us, and what refers to each other waits for the garbage collector.
+        self.session.live = None
 
     def _withdraw(self, call: Call, reason: str) -> None:
         if call.target is None:
@@ -611,13 +445,24 @@ class Relay:
         self._ended(call.request.method, call.started, answer, why.value)
         target: Target = call.target  # type: ignore[assignment]
         if not call.present:
-            self._drop("client_gone")
+            self.drop("client_gone")
         elif reason == "lost":
             target.lost(call.id)
         else:
             target.answer(answer)
 
 
-def _isSessionless(sent: object) -> bool:
-    """Whether something went to a server that keeps no sessions, so that none can be lost."""
-    return isinstance(sent, (Call, Note)) and sent.via is not None and sent.via.sessionless
+@define(eq=False)
+class HeldCall:
+    """A call of a relay that waits. A Turn."""
+
+    relay: Relay
+    call: Call
+
+    def waits(self) -> bool:
+        """See Turn."""
+        return self.relay.router.isHeld(self.call)
+
+    def comes(self) -> None:
+        """See Turn."""
+        self.relay.do(self.relay.router.released(self.call))

@@ -18,7 +18,7 @@ from gateway.wire.envelope import Message
 from gateway.wire.refusals import Reason
 from gateway.wire.tool_hints import ToolHints
 
-__all__ = ["MAY_HAVE_RUN", "SAFE", "Replays", "told"]
+__all__ = ["MAY_HAVE_RUN", "NONE", "SAFE", "Replays", "replaysOf", "told"]
 
 SAFE = frozenset(
     {
@@ -86,6 +86,19 @@ class Replays:
         if request.method != "tools/list" or result is None:
             return True
         return self.hints.learn(bytes(result), first=request.param("cursor") is None)
+
+
+NONE = Replays("none")
+_SHARED = {"none": NONE, "safe": Replays("safe")}
+"""What learns nothing may be everybody's."""
+
+
+def replaysOf(mode: str, hints: ToolHints | None, most: int) -> Replays:
+    """
+    The rules for a session; hints: where to learn what its server's tools are, a place of its own
+    for `most` names without.
+    """
+    return _SHARED.get(mode) or Replays(mode, hints or ToolHints(most))
 
 
 def told(call: Call, reason: Reason) -> Reason:

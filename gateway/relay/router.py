@@ -26,40 +26,21 @@ from typing import Any
 from attrs import define, field
 
 from gateway.guard.limits import Limits
-from gateway.observe.observer import BoundReached, CallRepeated, CallStarted, MessageDropped
-from gateway.relay.effects import (
-    Answer,
-    Call,
-    Changed,
-    Deliver,
-    Effect,
-    Forget,
-    Forward,
-    OwnEnded,
-)
-from gateway.relay.questions import Questions
+from gateway.observe.observer import BoundReached, MessageDropped
+from gateway.relay.calls import Calls
+from gateway.relay.deliveries import Deliveries
+from gateway.relay.effects import Answer, Call, Changed, Deliver, Effect, Forward, OwnEnded
+from gateway.relay.numbered import Numbered
 from gateway.relay.recovery import learn
-from gateway.relay.replays import Replays, told
-from gateway.relay.routes import Routes
-from gateway.relay.times import CallTimes
-from gateway.relay.waiting import WaitingRoom
+from gateway.relay.replays import NONE, Replays
+from gateway.relay.times import NEVER, CallTimes, Due
 from gateway.sessions.record import SessionRecord
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import REQUEST, RESPONSE, Message, emptyResult, members, notification
-from gateway.wire.refusals import Reason, callFailed, errorMessage
+from gateway.wire.envelope import REQUEST, RESPONSE, Message
+from gateway.wire.refusals import Reason
+from gateway.wire.tool_hints import ToolHints
 
 __all__ = ["Router"]
-
-_NEEDS = {
-    "sampling/createMessage": "sampling",
-    "elicitation/create": "elicitation",
-    "roots/list": "roots",
-    "tasks/get": "tasks",
-    "tasks/result": "tasks",
-    "tasks/list": "tasks",
-    "tasks/cancel": "tasks",
-}
-"""The client capability a server's request needs."""
 
 _NAMING = {
     "notifications/cancelled": "stray_cancel",
@@ -67,23 +48,26 @@ _NAMING = {
 }
 """What names a request by a small id, and why it is dropped where ids are everybody's."""
 
-_NEVER = float("inf")
-
 
 @define(eq=False)
 class Router:
     """
     The routes of one session. One at a time; its relay drives it and forgets it.
 
+    It tells messages apart and hands them to its two parts: the running calls, which go towards
+    the server, and the deliveries, which go to the client.
+
     record: the session's record; what the traffic teaches is written to it.
     timeout, max_timeout: seconds a call may take without progress, and at all.
     times: the same where tools have times of their own. replays: which calls are sent once more.
     strict: whether a message goes only where the link says it belongs, and nowhere else: the
         streams of client and server are the same ones then.
-    common: whether all clients of a server share these routes, as one without sessions has them
-        do. Then what names no call of a client's own cannot be told to be that client's: its
-        answers, progress and cancellations are dropped, the server's requests are refused, the
-        record learns nothing, and the bound on calls is that on connections.
+    common: whether all clients of a server share these routes (`serveAll`). Then what names no call
+        of a client's own cannot be told to be that client's: its answers, progress and
+        cancellations are dropped, the server's requests are refused, the record learns nothing,
+        and the bound on calls is that on connections.
+    calls: the running calls, by the ids the server knows them by.
+    due: `due.at` tells when `expired` is to be called.
     """
 
     record: SessionRecord
@@ -91,31 +75,55 @@ class Router:
     timeout: float
     max_timeout: float
     strict: bool = False
-    common: bool = False
     times: CallTimes | None = None
-    replays: Replays = field(factory=lambda: Replays("none"))
-    calls: dict[bytes, Call] = field(factory=dict, init=False)
-    soonest: float = field(default=_NEVER, init=False)
-    _routes: Routes = field(init=False)
-    _questions: Questions = field(factory=Questions, init=False)
-    _waiting: WaitingRoom = field(init=False)
-    _pausedSince: float | None = field(default=None, init=False)
-    _lastID: int = field(default=0, init=False)
-    _capabilities: tuple[str, ...] = field(default=(), init=False)
+    replays: Replays = NONE
+    common: bool = field(default=False, init=False)
+    calls: dict[bytes, Call] = field(init=False)
+    due: Due = field(factory=Due, init=False)
+    _calls: Calls = field(init=False)
+    _deliveries: Deliveries = field(init=False)
+    numbered: Numbered | None = field(default=None, init=False)
+    """Which call an event id is of, where streams go straight through."""
 
     def __attrs_post_init__(self) -> None:
-        self._routes = Routes(self.calls, self.strict)
-        self._waiting = WaitingRoom(self.limits)
-        self.greeted()
+        limits, due = self.limits, self.due
+        self._calls = Calls(
+            self.record.server,
+            limits,
+            self.timeout,
+            self.max_timeout,
+            self.times,
+            self.replays,
+            due,
+        )
+        self.calls = self._calls.running
+        self._deliveries = Deliveries(
+            self.record, limits, self._calls, self.max_timeout, due, self.strict
+        )
+
+    @property
+    def soonest(self) -> float:
+        """When to call `expired`; never, if nothing is due."""
+        return self.due.at
 
     def passes(self, strict: bool) -> None:
         """The first link tells whether its streams are the client's: see `strict`."""
-        self.strict = self._routes.strict = strict
+        self.strict = strict
+        self._deliveries.passes(strict)
 
     def greeted(self) -> None:
-        """The record's `initialize` is new: learn what the client can do."""
-        declared = members(self.record.initialize).get("capabilities")
-        self._capabilities = tuple(members(declared))
+        """The record's `initialize` is new: another client may be able to do other things."""
+        self._deliveries.greeted()
+
+    def serveAll(self) -> None:
+        """All clients of a server share these routes, for it keeps no sessions: see `common`."""
+        self.common = self._deliveries.common = True
+        self._calls.bounded = False
+
+    def shareHints(self, hints: ToolHints) -> None:
+        """What is learnt of the server's tools is kept there."""
+        if self.replays.learns:
+            self.replays.hints = hints
 
     # From the client.
 
@@ -123,56 +131,27 @@ class Router:
         self, message: Message, target: object, streams: bool, context: CallContext, now: float
     ) -> list[Effect]:
         """A request came; its answer and what belongs to it go to `target`."""
-        assert message.id is not None
-        timeout, most = self.timeout, self.max_timeout
-        if self.times is not None:
-            timeout, most = self.times.times(message)
-        call = Call(
-            id=message.id,
-            upstream=self._nextID(),
-            request=message,
-            token=message.meta("progressToken"),
-            target=target,
-            streams=streams,
-            context=context,
-            started=now,
-            deadline=self._standing(now) + timeout,
-            cap=now + most,
-            timeout=timeout,
-        )
-        server = self.record.server
-        if target is not None and self._isFull():
-            answer = callFailed(call.id, Reason.OVERLOADED, "too many calls run in this session")
-            return [
-                BoundReached("max_calls", server),
-                Answer(call, answer, Reason.OVERLOADED.value),
-            ]
-        self.calls[call.upstream] = call
-        self._due(min(call.deadline, call.cap))
-        effects: list[Effect] = [
-            CallStarted(server, message.method),
-            Forward(self.towardsServer(call), call, context),
-        ]
-        if streams and self._waiting:
-            effects += self._flush()
+        effects = self._calls.begin(message, target, streams, context, now)
+        if streams:
+            # What waited goes behind it, to the stream that it is.
+            effects += self._deliveries.flushed()
         return effects
 
-    def _isFull(self) -> bool:
-        most = self.limits.max_calls
-        if self.common or len(self.calls) < most:
-            return False
-        return sum(call.target is not None for call in self.calls.values()) >= most
+    def held(self, effects: list[Effect]) -> Call | None:
+        """See Calls."""
+        return self._calls.held(effects)
 
-    def towardsServer(self, call: Call) -> Message:
-        """The call's request under the ids the server gets."""
-        message = call.request
-        if call.token is not None:
-            message = message.withMeta("progressToken", call.upstream)
-        return message.withID(call.upstream)
+    def isHeld(self, call: Call) -> bool:
+        """See Calls."""
+        return self._calls.isHeld(call)
+
+    def released(self, call: Call) -> list[Effect]:
+        """See Calls."""
+        return self._calls.released(call)
 
     def ownRequest(self, message: Message, context: CallContext, now: float) -> list[Effect]:
         """A request of the gateway itself; `OwnEnded` tells its end. It counts for no bound."""
-        effects = self.request(message, None, False, context, now)
+        effects = self._calls.begin(message, None, False, context, now)
         for effect in effects:
             if isinstance(effect, Forward) and effect.call is not None:
                 effect.call.present = False
@@ -183,48 +162,30 @@ class Router:
         if self.common and message.method in _NAMING:
             return [self._dropped(_NAMING[message.method])]
         if message.method == "notifications/cancelled":
-            return self._cancelledByClient(message, now)
+            return [self._calls.cancelled(message, now) or self._dropped("stray_cancel")]
         if message.method == "notifications/progress":
-            asked = self._questions.find(message.param("progressToken"))
-            if asked is None or asked.token is None:
-                return [self._dropped("unknown_token")]
-            return [Forward(message.withParam("progressToken", asked.token), None)]
+            return [self._deliveries.progressOf(message)]
         if message.method == "notifications/initialized":
             if self.record.initialized:
                 return [self._dropped("initialized_twice")]
             self.record.initialized = True
-            return [Forward(message, None), Changed(), *self._flush()]
+            return [Forward(message, None), Changed(), *self._deliveries.flushed()]
         return [Forward(message, None)]
 
     def response(self, message: Message, now: float) -> list[Effect]:
         """The client answered a request of the server."""
-        assert message.id is not None
-        question = self._questions.find(message.id)
-        if question is None or question.target is None:
-            return [self._dropped("stray_response")]
-        self._questions.close(message.id)
-        self._resume(now)
-        return [Forward(message.withID(question.id), None)]
+        return self._deliveries.answered(message, now)
 
     def notTaken(self, message: Message, now: float) -> None:
         """What was just forwarded was not taken: the client may send it again."""
         if message.method == "notifications/initialized":
             self.record.initialized = False
-        elif (
-            message.id is not None
-            and self._questions.reopen(message.id)
-            and self._pausedSince is None
-        ):
-            self._pausedSince = now
+        else:
+            self._deliveries.notTaken(message, now)
 
-    def _cancelledByClient(self, message: Message, now: float) -> list[Effect]:
-        id = message.param("requestId")
-        for call in reversed(self.calls.values()):
-            if call.id == id and call.cancelling is None and call.target is not None:
-                call.cancelling = now + self.limits.cancel_wait
-                self._due(call.cancelling)
-                return [Forward(message.withParam("requestId", call.upstream), None)]
-        return [self._dropped("stray_cancel")]
+    def towardsServer(self, call: Call) -> Message:
+        """The call's request under the ids the server gets."""
+        return self._calls.towardsServer(call)
 
     # From the server.
 
@@ -238,19 +199,23 @@ class Router:
         if message.kind is RESPONSE:
             return self._answered(message, origin)
         if message.kind is REQUEST:
-            return self._requestOfServer(message, origin, now)
+            return self._deliveries.asked(message, origin, now)
         if message.method == "notifications/progress":
-            return self._progress(message, origin, now)
+            return [self._progressed(message, origin, now)]
         if message.method == "notifications/cancelled":
-            return self._cancelledByServer(message, now)
-        return self._routed(message, origin, now, message.method == "notifications/message")
+            return self._deliveries.cancelled(message, now)
+        return self._deliveries.notified(message, origin, now)
 
     def _answered(self, message: Message, origin: object) -> list[Effect]:
         assert message.id is not None
         call = self.calls.pop(message.id, None)
         if call is None:
-            known = message.id.isdigit() and 0 < int(message.id) <= self._lastID
-            return [self._dropped("late_answer" if known else "unknown_id")]
+            if self.numbered is not None:
+                again = self.numbered.again(message, origin)
+                if again is not None:
+                    return [Deliver(again, origin)]
+            late = self._calls.wasOurs(message.id)
+            return [self._dropped("late_answer" if late else "unknown_id")]
         effects: list[Effect] = []
         granted = not message.isError
         if granted and not self.common and learn(self.record, call.request):
@@ -262,179 +227,53 @@ class Router:
             return [*effects, OwnEnded(call, granted)]
         if self.replays.learns and not self.replays.learn(call.request, message):
             effects.append(BoundReached("max_tool_hints", self.record.server))
-        if not call.present and origin in self._routes.attached:
+        if not call.present and origin in self.streams:
             # The client vanished from its own stream and resumed it on this one.
             call.target, call.present = origin, True
         effects.append(Answer(call, message.withID(call.id)))
         return effects
 
-    def _progress(self, message: Message, origin: object, now: float) -> list[Effect]:
+    def _progressed(self, message: Message, origin: object, now: float) -> Effect:
         call = self.calls.get(message.param("progressToken") or b"")
         if call is None or call.token is None:
-            return [self._dropped("unknown_token")]
-        call.deadline = self._standing(now) + call.timeout
-        target = self._routes.ofCall(call, origin)
-        if target is None:
-            return [self._dropped("no_stream_for_progress")]
-        return [Deliver(message.withParam("progressToken", call.token), target)]
+            return self._dropped("unknown_token")
+        self._calls.progressed(call, now)
+        return self._deliveries.progressed(message, call, origin)
 
-    def _requestOfServer(self, message: Message, origin: object, now: float) -> list[Effect]:
-        assert message.id is not None
-        context = origin.context if isinstance(origin, Call) else None
-        if self.common:
-            if message.method == "ping":
-                return [Forward(emptyResult(message.id), None, context)]
-            return [self._refused(message.id, -32601, "No one client could answer", context)]
-        needed = _NEEDS.get(message.method)
-        if needed is not None and needed not in self._capabilities:
-            why = f"The client does not offer {needed}"
-            return [self._refused(message.id, -32601, why, context)]
-        if len(self._questions) >= self.limits.max_server_requests:
-            return [
-                BoundReached("max_server_requests", self.record.server),
-                self._refused(message.id, -32603, "Too many requests wait for the client", context),
-            ]
-        until = now + self.max_timeout
-        question = self._questions.ask(message, until)
-        self._due(until)
-        if self._pausedSince is None:
-            self._pausedSince = now
-        return self._routed(question, origin, now, True)
-
-    def _cancelledByServer(self, message: Message, now: float) -> list[Effect]:
-        ours = self._questions.named(message.param("requestId"))
-        if ours is None:
-            return [self._dropped("stray_cancel")]
-        return self._void(ours, message.withParam("requestId", ours), now)
-
-    def _void(self, ours: bytes, cancelled: Message, now: float) -> list[Effect]:
-        """Nobody waits for the client's answer any more: tell it so, if it was asked."""
-        question = self._questions.close(ours)
-        self._resume(now)
-        target = question.target
-        if target is None:
-            self._waiting.remove(ours)
-            return []
-        if self._routes.isOpen(target):
-            return [Deliver(cancelled, target)]
-        return self.told(cancelled, now)
-
-    def told(self, message: Message, now: float) -> list[Effect]:
-        """Tell the client something of the gateway's own."""
-        if self.common:
-            return [self._dropped("no_stream")]
-        target = self._routes.any(False)
-        return self._wait(message, now) if target is None else [Deliver(message, target)]
-
-    def undeliverable(self, message: Message, now: float) -> list[Effect]:
-        """The stream of a `Deliver` did not take it."""
-        if message.kind is REQUEST:
-            return self._unanswered(message, now, "The client does not keep up")
-        return [self._dropped("undeliverable")]
-
-    def _unanswered(self, message: Message, now: float, why: str) -> list[Effect]:
-        """A request of the server cannot reach the client."""
-        if message.id is None or self._questions.find(message.id) is None:
-            return [self._dropped("undeliverable")]
-        question = self._questions.close(message.id)
-        self._resume(now)
-        return [self._refused(question.id, -32603, why)]
-
-    # Streams.
-
-    def _routed(
-        self, message: Message, origin: object, now: float, toOnlyCall: bool
-    ) -> list[Effect]:
-        target = None if self._isHeld(message) else self._routes.of(origin, toOnlyCall)
-        if target is None:
-            return self._unheard(message, now) if self.strict else self._wait(message, now)
-        return [self._deliver(message, target)]
-
-    def _deliver(self, message: Message, target: object) -> Deliver:
-        if message.kind is REQUEST:
-            question = self._questions.find(message.id)
-            if question is not None:
-                question.target = target
-        return Deliver(message, target)
-
-    def attached(self, stream: object) -> list[Effect]:
-        """The client opened a stream for what belongs to no call."""
-        self._routes.attached.append(stream)
-        return self._flush()
-
-    def detached(self, stream: object) -> None:
-        """A stream ended."""
-        if stream in self._routes.attached:
-            self._routes.attached.remove(stream)
+    # The client's streams.
 
     @property
     def streams(self) -> list[Any]:
         """The attached streams, the newest last."""
-        return self._routes.attached
+        return self._deliveries.streams
 
-    def _wait(self, message: Message, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for bound, dropped in self._waiting.add(message, now):
-            effects.append(BoundReached(bound, self.record.server))
-            effects += self._unheard(dropped, now)
-        self._due(self._waiting.due)
-        return effects
+    def attached(self, stream: object) -> list[Effect]:
+        """The client opened a stream for what belongs to no call."""
+        return self._deliveries.attached(stream)
 
-    def _unheard(self, message: Message, now: float) -> list[Effect]:
-        if message.kind is REQUEST:
-            return self._unanswered(message, now, "The client has no stream open")
-        return [self._dropped("no_stream")]
+    def detached(self, stream: object) -> None:
+        """A stream ended."""
+        self._deliveries.detached(stream)
 
-    def _flush(self) -> list[Effect]:
-        """Send what waited, in order, to the streams there are now."""
-        effects: list[Effect] = []
+    def told(self, message: Message, now: float) -> list[Effect]:
+        """Tell the client something of the gateway's own."""
+        return self._deliveries.told(message, now)
 
-        def takes(message: Message) -> bool:
-            request = message.kind is REQUEST
-            logs = message.method == "notifications/message"
-            target = None if self._isHeld(message) else self._routes.any(request or logs)
-            if target is not None:
-                effects.append(self._deliver(message, target))
-            return target is not None
-
-        self._waiting.sweep(takes)
-        return effects
-
-    def _isHeld(self, message: Message) -> bool:
-        """Whether a request of the server waits for `notifications/initialized`."""
-        return (
-            message.kind is REQUEST
-            and message.method != "ping"
-            and not self.record.initialized
-            and not self.strict
-        )
+    def undeliverable(self, message: Message, now: float) -> list[Effect]:
+        """The stream of a `Deliver` did not take it."""
+        return self._deliveries.undeliverable(message, now)
 
     # Ends.
-
-    def repeated(self, call: Call, reason: Reason, now: float) -> list[Effect]:
-        """
-        A call that may have run got no answer: send it once more, where that may be; else nothing
-        is done. What still comes of its first run finds its id no more.
-        """
-        if self.calls.get(call.upstream) is not call or not self.replays.mayRepeat(
-            call, reason, now
-        ):
-            return []
-        del self.calls[call.upstream]
-        call.upstream, call.via, call.ran = self._nextID(), None, reason
-        self.calls[call.upstream] = call
-        again = CallRepeated(self.record.server, call.request.method)
-        return [again, Forward(self.towardsServer(call), call, call.context)]
 
     def settled(
         self, call: Call, reason: Reason, message: str, body: Message | None = None
     ) -> list[Effect]:
         """A call ended without an answer; body: the server's own error, where it gave one."""
-        if self.calls.pop(call.upstream, None) is None:
-            return []
-        if body is not None and call.target is not None:
-            return [Answer(call, body.withID(call.id))]
-        return self._failed(call, reason, message)
+        return self._calls.settled(call, reason, message, body)
+
+    def repeated(self, call: Call, reason: Reason, now: float) -> list[Effect]:
+        """See Calls."""
+        return self._calls.repeated(call, reason, now)
 
     def linkLost(
         self, reason: Reason, message: str, now: float, link: object = None, final: bool = False
@@ -445,129 +284,30 @@ class Router:
 
         final: whether there will be no other link.
         """
-        calls = [call for call in self.calls.values() if call.via is None or call.via is link]
-        again = [] if final else self._again(calls, reason, now)
-        effects = self._failAll(calls, reason, message) + self.forgotten(now)
-        return effects + again
+        calls = self._calls.on(link, orNone=True)
+        again = [] if final else self._calls.again(calls, reason, now)
+        failed = self._calls.fail(calls, reason, message)
+        return failed + self._deliveries.forgotten(now) + again
 
     def retiredLost(self, link: object, reason: Reason, message: str, now: float) -> list[Effect]:
         """A link of a lost session is gone: what was pending on it fails, or is sent once more."""
-        calls = [call for call in self.calls.values() if call.via is link]
-        again = self._again(calls, reason, now)
-        return self._failAll(calls, reason, message) + again
-
-    def _again(self, calls: list[Call], reason: Reason, now: float) -> list[Effect]:
-        """Send once more what may be; of these calls, the others are left."""
-        effects: list[Effect] = []
-        for call in list(calls):
-            # What has no link was not sent on it; what becomes of that is known.
-            again = self.repeated(call, reason, now) if call.via is not None else []
-            if again:
-                calls.remove(call)
-                effects += again
-        return effects
+        calls = self._calls.on(link, orNone=False)
+        again = self._calls.again(calls, reason, now)
+        return self._calls.fail(calls, reason, message) + again
 
     def forgotten(self, now: float) -> list[Effect]:
         """The server lost its session, and with it whoever asked: its requests are void."""
-        effects: list[Effect] = []
-        for ours in self._questions.all():
-            cancelled = notification("notifications/cancelled", requestId=ours)
-            effects += self._void(ours, cancelled, now)
-        return effects
+        return self._deliveries.forgotten(now)
+
+    def expired(self, now: float) -> list[Effect]:
+        """Do what is due; `due` tells when to call again."""
+        self.due.at = NEVER
+        return self._calls.expired(now) + self._deliveries.expired(now)
 
     def withdrawn(self) -> list[Call]:
         """Take every running call out: the session is over, its answers come from elsewhere."""
-        calls = list(self.calls.values())
-        self.calls.clear()
-        # What waited for a stream waits no more, and may be much.
-        self._waiting.sweep(lambda message: True)
-        return calls
-
-    def _failAll(self, calls: list[Call], reason: Reason, message: str) -> list[Effect]:
-        effects: list[Effect] = []
-        for call in calls:
-            del self.calls[call.upstream]
-            effects += self._failed(call, reason, message)
-        return effects
-
-    def _failed(self, call: Call, reason: Reason, message: str) -> list[Effect]:
-        if call.target is None:
-            return [OwnEnded(call, False)]
-        reason = told(call, reason)
-        return [Answer(call, callFailed(call.id, reason, message), reason.value)]
-
-    def expired(self, now: float) -> list[Effect]:
-        """Do what is due; `soonest` tells when to call again."""
-        effects: list[Effect] = []
-        for call in list(self.calls.values()):
-            effects += self._expiredCall(call, now)
-        for message in self._waiting.takeDue(now):
-            effects.append(BoundReached("queued_for", self.record.server))
-            effects += self._unheard(message, now)
-        for ours in self._questions.overdue(now):
-            question = self._questions.find(ours)
-            assert question is not None
-            effects.append(self._refused(question.id, -32603, "The client did not answer in time"))
-            cancelled = notification("notifications/cancelled", requestId=ours, reason=b'"timeout"')
-            effects += self._void(ours, cancelled, now)
-        self.soonest = min(
-            (self._dueOf(call) for call in self.calls.values()),
-            default=_NEVER,
-        )
-        self._due(self._waiting.due)
-        self._due(self._questions.due)
-        return effects
-
-    def _dueOf(self, call: Call) -> float:
-        if call.cancelling is not None:
-            return call.cancelling
-        return call.cap if self._pausedSince is not None else min(call.deadline, call.cap)
-
-    def _expiredCall(self, call: Call, now: float) -> list[Effect]:
-        if self._dueOf(call) > now:
-            return []
-        del self.calls[call.upstream]
-        if call.cancelling is not None:
-            return [
-                BoundReached("cancel_wait", self.record.server),
-                Forget(call),
-                *self._failed(call, Reason.CANCELLED, "the call was cancelled"),
-            ]
-        cancelled = notification(
-            "notifications/cancelled", requestId=call.upstream, reason=b'"timeout"'
-        )
-        return [
-            Forward(cancelled, None, call.context),
-            Forget(call),
-            *self._failed(call, Reason.TIMEOUT, "the server did not answer in time"),
-        ]
-
-    def _due(self, when: float) -> None:
-        if when < self.soonest:
-            self.soonest = when
-
-    def _standing(self, now: float) -> float:
-        """The time from which deadlines count: they stand still while the client is asked."""
-        return now if self._pausedSince is None else self._pausedSince
-
-    def _resume(self, now: float) -> None:
-        """No request of the server is unanswered any more: let the deadlines run again."""
-        if self._questions or self._pausedSince is None:
-            return
-        stood = now - self._pausedSince
-        self._pausedSince = None
-        for call in self.calls.values():
-            call.deadline += stood
-            self._due(min(call.deadline, call.cap))
-
-    def _nextID(self) -> bytes:
-        self._lastID += 1
-        return b"%d" % self._lastID
-
-    def _refused(
-        self, id: bytes, code: int, message: str, context: CallContext | None = None
-    ) -> Forward:
-        return Forward(errorMessage(id, code, message), None, context)
+        self._deliveries.withdrawn()
+        return self._calls.withdrawn()
 
     def _dropped(self, why: str) -> MessageDropped:
         return MessageDropped(self.record.server, why)

@@ -50,13 +50,15 @@ class Routes:
     def any(self, toOnlyCall: bool) -> object:
         """The stream for what belongs to no other, or None."""
         if toOnlyCall:
-            running = [call for call in self.calls.values() if call.target is not None]
+            running = [
+                call for call in self.calls.values() if call.target is not None and not call.held
+            ]
             if len(running) == 1 and running[0].present and running[0].streams:
                 return running[0].target
         if self.attached:
             return self.attached[-1]
         for call in reversed(self.calls.values()):
-            if call.present and call.streams:
+            if call.present and call.streams and not call.held:
                 return call.target
         return None
 

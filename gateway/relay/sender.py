@@ -19,6 +19,7 @@ from gateway.guard.limits import Limits
 from gateway.links.interfaces import ILink, LinkFailed
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.relay.effects import Call
+from gateway.relay.hearing import NOBODY
 from gateway.relay.keeper import LinkKeeper
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import RESPONSE, Message
@@ -50,7 +51,7 @@ class Note:
 
 
 class _Outcome(Protocol):
-    """The relay, as its sender sees it."""
+    """The upstream, as its sender sees it."""
 
     def unsent(self, call: Call, reason: Reason, why: str) -> None:
         """A call could not be sent."""
@@ -135,16 +136,13 @@ class Sender:
         else:
             self._wait(message, call, call.context)
 
-    def note(self, message: Message, context: CallContext) -> Deferred[bool] | None:
-        """
-        Send a notification or response.
-
-        Returns: fires with True once the server took it, `queue_wait` seconds from now at the
-            latest; None if a queue is full.
-        """
+    def tell(self, message: Message, context: CallContext) -> bool | Deferred[bool]:
+        """Send a notification or response. Returns: see `Relay.message`."""
+        if not self.notes:
+            return self.send(message, None, context)
         note = Note(message, context)
         if not self.send(message, note, context):
-            return None
+            return False
         told: Deferred[bool] = Deferred()
         self.followed(note).addCallback(lambda _: told.callback(True))
         return told
@@ -218,7 +216,9 @@ class Sender:
 
     def forget(self) -> None:
         """The session is over: nothing waits any more."""
-        self._taken()
+        self.outcome = NOBODY
+        if self._outgoing:
+            self._taken()
         self._notes.clear()
         for note in list(self._followed):
             note.done()

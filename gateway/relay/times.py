@@ -1,4 +1,7 @@
-"""How long a call may take: its server's times, or its tool's own (`tool_timeouts`). Pure."""
+"""
+How long a call may take: its server's times, or its tool's own (`tool_timeouts`). When the first
+of these times is over. Pure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,21 @@ from attrs import define, field
 from gateway.settings import ServerSettings, ToolTimeout
 from gateway.wire.envelope import Message
 
-__all__ = ["CallTimes"]
+__all__ = ["NEVER", "CallTimes", "Due"]
+
+NEVER = float("inf")
+
+
+@define(eq=False)
+class Due:
+    """When something is to be done at the latest, for several who may each have something."""
+
+    at: float = NEVER
+
+    def by(self, when: float) -> None:
+        """One of them has something to do then."""
+        if when < self.at:
+            self.at = when
 
 
 @define(eq=False)

@@ -21,20 +21,21 @@ class _Waiting:
 
 @define(eq=False)
 class WaitingRoom:
-    """Keeps messages in the order they came, until they are taken or their time is over."""
+    """
+    Keeps messages until they are taken or their time is over.
+
+    queue: what waits, in the order it came.
+    """
 
     limits: Limits
     # A list, and dicts in place of sets: empty, a deque takes 0.75 KiB in each session, a set 0.2.
-    _queue: list[_Waiting] = field(factory=list, init=False)
+    queue: list[_Waiting] = field(factory=list, init=False)
     _bytes: int = field(default=0, init=False)
-
-    def __len__(self) -> int:
-        return len(self._queue)
 
     @property
     def due(self) -> float:
         """When the time of the first is over; never without one."""
-        return self._queue[0].until if self._queue else float("inf")
+        return self.queue[0].until if self.queue else float("inf")
 
     def add(self, message: Message, now: float) -> list[tuple[str, Message]]:
         """Let a message wait. Returns what had to go for it, each with the bound it broke."""
@@ -42,11 +43,11 @@ class WaitingRoom:
         if waiting.size > self.limits.max_queued_bytes:
             # It would push out everything else and then go itself.
             return [("max_queued_bytes", message)]
-        self._queue.append(waiting)
+        self.queue.append(waiting)
         self._bytes += waiting.size
         gone: list[tuple[str, Message]] = []
-        while self._queue:
-            if len(self._queue) > self.limits.max_queued_messages:
+        while self.queue:
+            if len(self.queue) > self.limits.max_queued_messages:
                 bound = "max_queued_messages"
             elif self._bytes > self.limits.max_queued_bytes:
                 bound = "max_queued_bytes"
@@ -56,29 +57,29 @@ class WaitingRoom:
         return gone
 
     def _pop(self) -> Message:
-        waiting = self._queue.pop(0)
+        waiting = self.queue.pop(0)
         self._bytes -= waiting.size
         return waiting.message
 
     def takeDue(self, now: float) -> list[Message]:
         """Take out what waited too long."""
         out: list[Message] = []
-        while self._queue and self._queue[0].until <= now:
+        while self.queue and self.queue[0].until <= now:
             out.append(self._pop())
         return out
 
     def remove(self, id: bytes) -> None:
         """Take out the request with this id, if it waits."""
-        for waiting in self._queue:
+        for waiting in self.queue:
             if waiting.message.id == id:
-                self._queue.remove(waiting)
+                self.queue.remove(waiting)
                 self._bytes -= waiting.size
                 return
 
     def sweep(self, takes: Callable[[Message], bool]) -> None:
         """Offer every message, in order; what `takes` says True to is taken out."""
-        queue, self._queue, self._bytes = self._queue, [], 0
+        queue, self.queue, self._bytes = self.queue, [], 0
         for waiting in queue:
             if not takes(waiting.message):
-                self._queue.append(waiting)
+                self.queue.append(waiting)
                 self._bytes += waiting.size

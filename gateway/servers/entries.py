@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, field, frozen
+import msgspec
 
 from gateway.wire.context import CallContext
 from gateway.wire.envelope import Message
@@ -22,25 +22,24 @@ __all__ = [
 ]
 
 
-@define(eq=False)
-class Member:
+# Structs, and no attrs classes: each call makes some (see `gateway.wire.envelope`).
+class Member(msgspec.Struct, eq=False):
     """
     A session's part in a shared link.
 
-    host: what the driver knows it by. level: the log level the server granted it, or "".
-    calls: what it waits for, by its own call objects. running: how many of them the server has.
-    topics: the URIs it is subscribed to.
+    host: what the driver knows it by; None once it left. level: the log level the server granted
+    it, or "". calls: what it waits for, by its own call objects. running: how many of them the
+    server has. topics: the URIs it is subscribed to.
     """
 
     host: object
     level: str = ""
-    calls: dict[object, Entry] = field(factory=dict)
+    calls: dict[object, Entry] = msgspec.field(default_factory=dict)
     running: int = 0
-    topics: dict[str, None] = field(factory=dict)
+    topics: dict[str, None] = msgspec.field(default_factory=dict)
 
 
-@define(eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """
     A request to the server.
 
@@ -69,15 +68,13 @@ class Entry:
         return bool(self.uri or self.level)
 
 
-@frozen
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """A request that the server need not hear: its answer is an empty result."""
 
     entry: Entry
 
 
-@frozen
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A request for the server, in these words."""
 
     entry: Entry
@@ -88,8 +85,7 @@ Step = Granted | Asked
 """What becomes of a request whose outcome lasts."""
 
 
-@frozen
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """
     Send a message to the server.
 
@@ -102,8 +98,7 @@ class Send:
     stops: Entry | None = None
 
 
-@frozen
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True):
     """Tell a member; call: what it belongs to, where it belongs to one."""
 
     member: Member
@@ -111,22 +106,19 @@ class Deliver:
     call: object | None = None
 
 
-@frozen
-class Forgotten:
+class Forgotten(msgspec.Struct, frozen=True):
     """The link need not wait for this request any more."""
 
     entry: Entry
 
 
-@frozen
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """A message went nowhere, and why."""
 
     why: str
 
 
-@frozen
-class Reached:
+class Reached(msgspec.Struct, frozen=True):
     """A bound was reached: the name of the field in Limits."""
 
     limit: str

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+import msgspec
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -73,16 +74,14 @@ class HubParts:
     unused: Callable[[Hub], None] = lambda hub: None
 
 
-@frozen(eq=False)
-class _Note:
+class _Note(msgspec.Struct, frozen=True, eq=False):
     """A notification of a session on its way to an HTTP server."""
 
     link: SharedLink
     call: object
 
 
-@frozen
-class _Settlement:
+class _Settlement(msgspec.Struct, frozen=True):
     """A session is to hear that a call or note ended without an answer; accepted: with None."""
 
     link: SharedLink
@@ -98,6 +97,9 @@ class Hub:
 
     Life: made for a handshake → `greet` → `join`, `send`, … → over: the link was lost, or its
     session was and nothing runs on it any more.
+
+    answers: what `initialize` gives the sessions, by the revisions they ask for, of which there
+    are few; None for any other.
     """
 
     parts: HubParts
@@ -105,6 +107,7 @@ class Hub:
     core: Sharing = field(init=False)
     over: bool = field(default=False, init=False)
     retired: bool = field(default=False, init=False)
+    answers: dict[str | None, Message] = field(factory=dict, init=False)
     _greeting: Deferred[None] | None = field(default=None, init=False)
     _news: deque[Deliver | _Settlement] = field(factory=deque, init=False)
     _telling: bool = field(default=False, init=False)
@@ -169,7 +172,7 @@ class Hub:
         else:
             effects = self.core.notification(member, message, context)
         for effect in effects:
-            if isinstance(effect, Send):
+            if type(effect) is Send:
                 return self._sendNote(effect, note)
         self._do(effects)
         if note is not None:
@@ -193,7 +196,11 @@ class Hub:
     def left(self, member: Member) -> None:
         """A session left."""
         self._do(self.core.left(member, self._now()), soon=True)
-        self._retire()
+        # What it was still to hear it hears no more, and it need not refer to its link, which
+        # refers to it.
+        member.host = None
+        if self.retired:
+            self._retire()
         if not (self.core.members or self.over):
             self.parts.unused(self)
 
@@ -206,7 +213,8 @@ class Hub:
             return
         entry = origin if isinstance(origin, Entry) else None
         self._do(self.core.fromServer(message, entry, self._now()))
-        self._retire()
+        if self.retired:
+            self._retire()
 
     def marked(self, origin: object | None, mark: EventMark) -> None:
         """What is resumed is resumed by the link."""
@@ -251,7 +259,8 @@ class Hub:
             return
         for news in list(self._news):
             # Who is not told `lost` hears what was left to hear.
-            if _linkFor(news).doomed:
+            link = _linkFor(news)
+            if link is not None and link.doomed:
                 self._tellOne(news)
         self._news.clear()
         self.over = True
@@ -314,33 +323,36 @@ class Hub:
         Returns: False if the queue is full for what was asked just now.
         """
         taken = True
-        queue = deque(effects)
-        while queue and not self.over:
-            effect = queue.popleft()
-            if isinstance(effect, Deliver):
+        for effect in effects:
+            if self.over:
+                break
+            # Not by isinstance: see `Relay.do`.
+            if type(effect) is Deliver:
                 self._news.append(effect)
-            elif isinstance(effect, Send) and effect.entry is not None:
+            elif type(effect) is Send and effect.entry is not None:
                 entry, member = effect.entry, effect.entry.member
                 full = entry.own and self.core.full
                 if full or not self.link.send(effect.message, entry, effect.context):
-                    queue.extend(self.core.notTaken(entry))
+                    # They are done with the rest.
+                    effects.extend(self.core.notTaken(entry))
                     if entry is asked:
                         taken = False
                     elif member is not None:
                         self._news.append(_Settlement(_linkOf(member), entry.call, _BUSY))
-            elif isinstance(effect, Send):
+            elif type(effect) is Send:
                 if not self._sendNote(effect, None):
                     self._dropped("undeliverable")
             elif isinstance(effect, Forgotten):
                 self.link.cancel(effect.entry)
             elif isinstance(effect, Reached):
                 self.parts.observer.observed(BoundReached(effect.limit, self.parts.name))
-            else:
+            elif isinstance(effect, Dropped):
                 self._dropped(effect.why)
-        if soon:
-            self._tellSoon()
-        else:
-            self._tell()
+        if self._news:
+            if soon:
+                self._tellSoon()
+            else:
+                self._tell()
         return taken
 
     def _tellSoon(self) -> None:
@@ -365,10 +377,11 @@ class Hub:
 
     def _tellOne(self, news: Deliver | _Settlement) -> None:
         link = _linkFor(news)
-        if link.over:
+        if link is None or link.over:
             return
         if isinstance(news, Deliver):
-            link.listener.received(news.message, None if link.multiplexed else news.call, None)
+            call = None if self.link.multiplexed else news.call
+            link.listener.received(news.message, call, None)
         elif news.settled is None:
             link.listener.accepted(news.call)
         else:
@@ -382,5 +395,8 @@ def _linkOf(member: Member) -> SharedLink:
     return cast(SharedLink, member.host)
 
 
-def _linkFor(news: Deliver | _Settlement) -> SharedLink:
-    return _linkOf(news.member) if isinstance(news, Deliver) else news.link
+def _linkFor(news: Deliver | _Settlement) -> SharedLink | None:
+    """Whose news it is; None where that session left."""
+    if isinstance(news, Deliver):
+        return cast("SharedLink | None", news.member.host)
+    return news.link

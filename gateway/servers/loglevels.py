@@ -30,7 +30,11 @@ _RANKS = {
 
 @define(eq=False)
 class LogLevels:
-    """The log levels of one link."""
+    """
+    The log levels of one link.
+
+    stale: whether the server may have to be asked for another, since who asked for it left.
+    """
 
     _granted: dict[str, int] = field(factory=lambda: dict.fromkeys(_RANKS, 0), init=False)
     """How many sessions have each level."""
@@ -39,7 +43,7 @@ class LogLevels:
     _asking: str = field(default="", init=False)
     _busy: Entry | None = field(default=None, init=False)
     _waiting: deque[Entry] = field(factory=deque, init=False)
-    _stale: bool = field(default=False, init=False)
+    stale: bool = field(default=False, init=False)
 
     @staticmethod
     def isLevel(level: str | None) -> bool:
@@ -68,7 +72,7 @@ class LogLevels:
             if entry.member is not None:
                 self._grant(entry.member, entry.level)
             elif not entry.own:
-                self._stale = True
+                self.stale = True
         return self._turn()
 
     def gaveUp(self, entry: Entry) -> bool:
@@ -81,15 +85,15 @@ class LogLevels:
         """A session is over."""
         if member.level:
             self._grant(member, "")
-            self._stale = True
+            self.stale = True
 
     # What the gateway asks for itself.
 
     def nextStale(self) -> str | None:
         """The level to ask for with `renew`, since who asked for another one left."""
-        if not self._stale or self._busy is not None:
+        if not self.stale or self._busy is not None:
             return None
-        self._stale = False
+        self.stale = False
         wanted = self._wanted("")
         return wanted if wanted and wanted != self._level else None
 
@@ -99,7 +103,7 @@ class LogLevels:
 
     def notRenewed(self, entry: Entry) -> list[Step]:
         """It could not be sent."""
-        self._stale = True
+        self.stale = True
         return self.over(entry, granted=False)
 
     # Inside.

@@ -31,7 +31,7 @@ from gateway.servers.hub import Hub, HubParts
 from gateway.servers.shared_link import SharedLink
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import Message, members, text
+from gateway.wire.envelope import Message, members, quote, text
 from gateway.wire.revisions import LEGACY
 from gateway.wire.strictjson import withMember, withoutMember
 
@@ -82,11 +82,26 @@ class SharedServer(Before):
     ) -> Deferred[ILink]:
         """See IServer. Never an IHTTPLink: no stream is one session's own."""
 
-        def joined(hub: Hub) -> ILink:
-            self._wake()
-            return hub.join(_answerFor(hello, hub.link.answer), listener)
+        if self._hub is not None:
+            return succeed(self._joined(self._hub, hello, listener))
+        return self._ready().addCallback(self._joined, hello, listener)
 
-        return self._ready().addCallback(joined)
+    def _joined(self, hub: Hub, hello: Hello, listener: ILinkListener) -> ILink:
+        self._wake()
+        return hub.join(self._answerFor(hello, hub), listener)
+
+    def _answerFor(self, hello: Hello, hub: Hub) -> Message:
+        """
+        The server's answer to `initialize` as one client gets it: in the revision that this client
+        asked for, where it is one of ours, and without tasks, which would be everybody's.
+        """
+        asked = members(hello.params).get("protocolVersion")
+        revision = None if asked is None else text(bytes(asked))
+        key = revision if revision in LEGACY else None
+        answer = hub.answers.get(key)
+        if answer is None:
+            answer = hub.answers[key] = _answerIn(key, hub.link.answer)
+        return answer
 
     def _ready(self) -> Deferred[Hub]:
         if self._hub is not None:
@@ -169,15 +184,11 @@ def _drained() -> LinkFailed:
     return LinkFailed(Reason.SHUTTING_DOWN, "the gateway is shutting down")
 
 
-def _answerFor(hello: Hello, answer: Message) -> Message:
-    """
-    The server's answer to `initialize` as one client gets it: in the revision that this client
-    asked for, where it is one of ours, and without tasks, which would be everybody's.
-    """
+def _answerIn(revision: str | None, answer: Message) -> Message:
+    """An answer to `initialize` in a revision, or in its own, and without tasks."""
     before = result = bytes(answer.fields.get("result", b"{}"))
-    asked = members(hello.params).get("protocolVersion")
-    if asked is not None and text(bytes(asked)) in LEGACY:
-        result = withMember(result, "protocolVersion", bytes(asked))
+    if revision is not None:
+        result = withMember(result, "protocolVersion", quote(revision))
     capabilities = members(result).get("capabilities")
     if "tasks" in members(capabilities):
         rest = withoutMember(bytes(capabilities or b"{}"), "tasks")

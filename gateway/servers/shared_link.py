@@ -85,8 +85,8 @@ class SharedLink:
         self._weigh(origin, hold=False)
 
     def _weigh(self, origin: object | None, *, hold: bool) -> None:
-        entry = self.member.calls.get(origin)
-        if entry is not None and not self.over and not self.multiplexed:
+        entry = None if self.over else self.member.calls.get(origin)
+        if entry is not None and not self.multiplexed:
             (self._hub.link.hold if hold else self._hub.link.release)(entry)
 
     def close(self) -> Deferred[None]:
@@ -94,4 +94,6 @@ class SharedLink:
         if not self.over:
             self.over = True
             self._hub.left(self.member)
+            # It refers to us: what is left of us need not wait for the garbage collector.
+            del self.listener
         return succeed(None)

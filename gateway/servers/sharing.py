@@ -313,12 +313,12 @@ class Sharing:
         elif entry.uri:
             steps = self._subscriptions.over(entry, granted)
         self._detach(entry, sent=True)
-        return self._steps(steps)
+        return self._steps(steps) if steps else []
 
     def _detach(self, entry: Entry, sent: bool | None = None) -> None:
         """Nobody waits for this request any more."""
         self._fading.pop(entry.ours, None)
-        if self._lasting.pop(entry.ours, None) is not None and entry.own:
+        if self._lasting and self._lasting.pop(entry.ours, None) is not None and entry.own:
             self._own -= 1
         member, entry.member = entry.member, None
         if member is None:
@@ -341,6 +341,8 @@ class Sharing:
     def _expired(self, now: float) -> list[Effect]:
         """Wait no longer for what nobody waits for."""
         effects: list[Effect] = []
+        if not (self._fading or self._lasting):
+            return effects
         for waits in (self._fading, self._lasting):
             while waits and next(iter(waits.values())) <= now:
                 effects += self._expire(next(iter(waits)))
@@ -354,6 +356,8 @@ class Sharing:
     def _restored(self, now: float) -> list[Effect]:
         """Give back what no session wants any more."""
         effects: list[Effect] = []
+        if not (self._levels.stale or self._subscriptions.stale):
+            return effects
         while not self.full and self._own < min(WINDOW, self.limits.max_calls):
             level = self._levels.nextStale()
             if level is not None:

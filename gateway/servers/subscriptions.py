@@ -43,10 +43,14 @@ class _Topic:
 
 @define(eq=False)
 class Subscriptions:
-    """The subscriptions of all sessions on one link."""
+    """
+    The subscriptions of all sessions on one link.
+
+    stale: the URIs that may have to be given back.
+    """
 
     _topics: dict[str, _Topic] = field(factory=dict, init=False)
-    _stale: dict[str, None] = field(factory=dict, init=False)
+    stale: dict[str, None] = field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._topics)
@@ -89,7 +93,7 @@ class Subscriptions:
             topic = self._topics[uri]
             topic.members.pop(member, None)
             if not topic.members and topic.busy is None:
-                self._stale[uri] = None
+                self.stale[uri] = None
         member.topics.clear()
 
     def subscribers(self, uri: str) -> list[Member]:
@@ -119,9 +123,9 @@ class Subscriptions:
 
     def nextStale(self) -> str | None:
         """A URI to be given back with `release`."""
-        while self._stale:
-            uri = next(iter(self._stale))
-            del self._stale[uri]
+        while self.stale:
+            uri = next(iter(self.stale))
+            del self.stale[uri]
             topic = self._topics.get(uri)
             if topic is not None and not topic.members and topic.busy is None:
                 return uri
@@ -163,7 +167,7 @@ class Subscriptions:
                 steps.append(Asked(entry, entry.request))
         if topic.busy is None and not topic.members:
             if topic.held:
-                self._stale[uri] = None
+                self.stale[uri] = None
             else:
                 del self._topics[uri]
         return steps

@@ -106,20 +106,21 @@ class _Shelf:
         return next(iter(self._first or self.events))
 
 
+# What a log has that keeps nothing; never written to.
+_EMPTY = _Shelf(0, 0, "")
+
+
 @define(eq=False)
 class EventLog:
     """The numbered streams of one session and what is kept of them."""
 
     limits: Limits
-    _key: bytes = field(factory=lambda: secrets.token_bytes(16))
+    _key: bytes = b""
     _streams: dict[int, NumberedStream] = field(factory=dict, init=False)
-    _events: _Shelf = field(init=False)
-    _answers: _Shelf = field(init=False)
+    _events: _Shelf = field(default=_EMPTY, init=False)
+    _answers: _Shelf = field(default=_EMPTY, init=False)
     _opened: int = field(default=0, init=False)
     _cut: dict[NumberedStream, float] = field(factory=dict, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._start()
 
     def _start(self) -> None:
         limits = self.limits
@@ -137,6 +138,8 @@ class EventLog:
 
     def open(self, owner: object) -> NumberedStream:
         """Begin a stream."""
+        # Many sessions have no stream, and need no key.
+        self._key = self._key or secrets.token_bytes(16)
         self._opened += 1
         stream = self._streams[self._opened] = NumberedStream(self._opened, owner)
         return stream
@@ -149,6 +152,8 @@ class EventLog:
 
     def append(self, stream: NumberedStream, data: bytes, now: float, final: bool = False) -> bytes:
         """Keep an event; final: the last of its stream. Returns its id."""
+        if self._events is _EMPTY:
+            self._start()
         self.expire(now)
         stream.last += 1
         event = _Logged(stream, stream.last, data, now + self.limits.logged_for, final)
@@ -237,15 +242,13 @@ class EventLog:
             self._leave(next(iter(self._cut)))
 
     def forget(self) -> None:
-        """
-        The session is over: keep nothing. What refers to the log may live until the garbage
-        collector comes, which goes by numbers and not by size.
-        """
+        """The session is over: keep nothing."""
         for stream in self._streams.values():
             stream._kept.clear()
+            stream.owner = None
         self._streams.clear()
         self._cut.clear()
-        self._start()
+        self._events = self._answers = _EMPTY
 
     def _bound(self) -> None:
         for shelf in (self._events, self._answers):
@@ -265,3 +268,5 @@ class EventLog:
     def _tidy(self, stream: NumberedStream) -> None:
         if stream.ended and not stream._kept:
             self._streams.pop(stream.number, None)
+            # Nobody finds it any more, and its owner refers to it.
+            stream.owner = None

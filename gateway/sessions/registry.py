@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gateway.guard.limits import Limits
 from gateway.guard.load import MEMORY, Account, Load
@@ -34,7 +35,7 @@ from gateway.sessions.record import SessionRecord
 from gateway.sessions.store import Gone, ISessionStore, Local, Remote
 from gateway.wire.context import Principal
 
-__all__ = ["AtCapacity", "Session", "SessionRegistry"]
+__all__ = ["SHED", "AtCapacity", "Session", "SessionRegistry"]
 
 _FINISHES = ("absolute", "replaced")
 """The ends for which running calls are waited."""
@@ -58,7 +59,7 @@ class Session:
 
     record: what can be written down of it.
     opening: whether its handshake still runs; then no deadline counts but the handshake's own.
-    live: what serves it now (streams and relay); set by the proxy that opened it.
+    live: what serves it now (streams and relay); set by the proxy that opened it, None in the end.
     tag: what stands for it in logs.
     retired: whether its server was replaced or removed: what runs may finish, nothing else begins.
     onSweep: called with the time now and then, for what its live part keeps for a while.
@@ -124,6 +125,8 @@ class Session:
         self.account.calls -= 1
         self.total.calls -= 1
         self.last_used = now
+        if self.account.queue is not None:
+            self.account.serve()
 
     def overdue(self, now: float, limits: Limits) -> str:
         """
@@ -212,24 +215,30 @@ class SessionRegistry:
             principal=principal,
             transport=transport,
         )
-        session = Session(record, now, now, tagOf(record.id), address=address)
-        session.account = self.load.sessionOpened(principal, address)
-        session.total = self.load.total
+        session = Session(
+            record,
+            now,
+            now,
+            tagOf(record.id),
+            account=self.load.sessionOpened(principal, address),
+            total=self.load.total,
+            address=address,
+        )
         self._sessions[record.id] = session
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP, self._swept)
-        stored = maybeDeferred(self.store.put, record)
+        stored = self.store.put(record)
+        return stored.addCallbacks(
+            self._opened, self._refused, callbackArgs=(session,), errbackArgs=(session,)
+        )
 
-        def opened(_: None) -> Session:
-            self.observer.observed(SessionOpened(server, session.tag))
-            return session
+    def _opened(self, _: None, session: Session) -> Session:
+        self.observer.observed(SessionOpened(session.record.server, session.tag))
+        return session
 
-        def refused(failure: object) -> object:
-            self._forget(session, "refused")
-            return failure
-
-        stored.addCallbacks(opened, refused)
-        return cast("Deferred[Session]", stored)
+    def _refused(self, failure: Failure, session: Session) -> Failure:
+        self._forget(session, "refused")
+        return failure
 
     def find(
         self, id: str, server: str, principal: Principal, *, starts: bool = True
@@ -303,6 +312,8 @@ class SessionRegistry:
                 tell(reason)
             except Exception:
                 self._log.failure("while a session ended")
+        # Both may refer to the session: what is left of it need not wait for the garbage collector.
+        session.live = session.onSweep = None
         # Its calls have ended now, too.
         self.load.forget(record.principal)
 

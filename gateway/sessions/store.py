@@ -53,16 +53,24 @@ class ISessionStore(Interface):
 @implementer(ISessionStore)
 @define(eq=False)
 class MemoryStore:
-    """Keeps the written records in this process: nothing outlives it, nobody else reads it."""
+    """
+    Keeps the records in this process: nothing outlives it, and nobody else reads it, so that none
+    is written down before somebody asks for it.
+    """
 
-    records: dict[str, bytes] = field(factory=dict)
+    _kept: dict[str, SessionRecord] = field(factory=dict)
+
+    @property
+    def records(self) -> dict[str, bytes]:
+        """The records, written."""
+        return {id: record.serialize() for id, record in self._kept.items()}
 
     def put(self, record: SessionRecord) -> Deferred[None]:
-        self.records[record.id] = record.serialize()
+        self._kept[record.id] = record
         return succeed(None)
 
     def remove(self, id: str) -> Deferred[None]:
-        self.records.pop(id, None)
+        self._kept.pop(id, None)
         return succeed(None)
 
     def locate(self, id: str) -> Deferred[Remote | Gone]:

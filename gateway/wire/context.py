@@ -10,7 +10,7 @@ HeaderPairs = tuple[tuple[bytes, bytes], ...]
 """Header fields in the order they came: (lower-case name, value)."""
 
 
-@frozen
+@frozen(cache_hash=True)
 class Principal:
     """Whom a request was authenticated as: the (issuer, subject, audience) of its token."""
 

@@ -112,6 +112,11 @@ class ToolHeaders:
     _old: set[str] = field(factory=set, init=False)
     """The tools that the list now under way has not told again yet."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that are held."""
+        return self._size
+
     def learn(self, result: bytes, first: bool) -> ToolList:
         """
         Take in the result of a `tools/list`.

@@ -262,7 +262,8 @@ class _Posting(Caller):
                             raise Wrong(f"{asked.token}: an event came twice")
                         seen.add(event.id)
                         last = event.id
-                    if event.data:
+                    # Other types are none of MCP's, and its clients skip them.
+                    if event.data and event.event == b"message":
                         messages.append(_decoded(asked, event.data))
                     if resumes and last:
                         resumes -= 1
@@ -282,9 +283,6 @@ class _Posting(Caller):
                 await client.body(head)
                 if head.status == 404:
                     raise _Lost("session lost")
-                if head.status == 405 and self.server == "http":
-                    # The stream was its server's own, and that has lost its sessions.
-                    raise _Lost("nothing left to resume")
                 raise Wrong(f"{asked.token}: not resumed, {head}, after {messages}")
 
     # What clients do wrong.
@@ -532,13 +530,6 @@ class ModernCaller(_Posting):
     def passed(self) -> bool:
         """Whether its bytes go straight through."""
         return self.behind in ("http", "wire") and self.server.endswith("modern")
-
-    def cut(self, asked: Asked, error: Exception) -> None:
-        # A stream that a server broke off is broken off: nothing is said in its place.
-        if self.passed and isinstance(error, ConnectionClosed):
-            self.ended(asked, "cut, as the server was")
-        else:
-            super().cut(asked, error)
 
     def wrong(self, asked: Asked, why: object) -> None:
         # Straight through: what a server says instead of an answer is its own affair.

@@ -136,7 +136,7 @@ async def test_acceptance_92_twice_the_capacity() -> None:
 @pytest_twisted.ensureDeferred
 async def test_acceptance_96_one_principal_floods() -> None:
     gateway = await startLive(
-        faulty(), authenticator=NamedInHeader(), max_calls_per_principal=16, retry_after=1
+        faulty(), authenticator=NamedInHeader(), max_calls_per_principal=32, retry_after=1
     )
     sessions = {who: await opened(gateway, who) for who in ("alice", "bob")}
     alone = Load(gateway, sessions["bob"], who="bob")
@@ -144,7 +144,7 @@ async def test_acceptance_96_one_principal_floods() -> None:
     flood = Load(gateway, sessions["alice"])
     beside = Load(gateway, sessions["bob"], who="bob")
     await gatherResults(
-        [ensureDeferred(flood.run(96, SECONDS)), ensureDeferred(beside.run(4, SECONDS))]
+        [ensureDeferred(flood.run(128, SECONDS)), ensureDeferred(beside.run(4, SECONDS))]
     )
     await gateway.stop()
     before, after = part(alone.times, 0.99), part(beside.times, 0.99)
