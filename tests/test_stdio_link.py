@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -615,6 +617,36 @@ async def test_a_held_link_reads_stderr_but_not_stdout(
     await listener.answer(1)
 
 
+async def turnsFor(link: ILink, listener: Listener, verb: str, size: int, **more: object) -> int:
+    """In how many turns of the reactor an answer is heard that is all in the pipe."""
+    link.send(call(1, "self"), object(), CONTEXT)
+    pid = (await listener.structured(1))["pid"]
+    link.hold(None)
+    link.send(call(2, verb, **more), object(), CONTEXT)
+    with open(f"/proc/{pid}/fd/1", "rb", opener=lambda path, _: os.open(path, _PEEK)) as pipe:
+        while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"    "), sys.byteorder) < size:
+            await deferLater(reactor, 0.01)
+    link.release(None)
+    turns = 0
+    while not listener.answers(2):
+        await deferLater(reactor, 0)
+        turns += 1
+    return turns
+
+
+_PEEK = os.O_RDONLY | os.O_NONBLOCK
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_line_does_not_wait_a_turn_for_every_piece(bench: Make) -> None:
+    assert await turnsFor(*await bench().link(), "long", 60_000, bytes=60_000) <= 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_short_lines_leave_turns_to_others(bench: Make) -> None:
+    assert await turnsFor(*await bench().link(), "log", 40_000, count=500) >= 5
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_held_link_still_sees_the_exit_and_the_last_words(bench: Make) -> None:
     link, listener = await bench().link()
@@ -861,7 +893,7 @@ async def test_a_child_that_is_ended_reads_the_line_it_has_begun_to_the_end(
     )
     argv = (sys.executable, "-I", "-S", "-c", script)
     child.spawn(Program(sys.executable, argv, dict(os.environ)))
-    assert child.write(b"x" * 999_999 + b"\n")
+    assert child.stdin.write(b"x" * 999_999 + b"\n")
     await child.end()
     assert out.read_text() == r"1000000 b'xx\n'"
     await reaper.close()

@@ -153,7 +153,7 @@ class StdioLink:
         if self._state is _SHAKING:
             self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
             line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
-            self._child.write(line + b"\n")
+            self._child.stdin.write(line + b"\n")
         return opening
 
     def _spawn(self, program: Program) -> None:
@@ -175,8 +175,8 @@ class StdioLink:
         """See ILink. Also False once the link is over."""
         if self._state is not _OPEN:
             return False
-        if not self._child.write(message.encodeLine()) and self._child.full:
-            self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
+        if not self._child.stdin.write(message.encodeLine()) and self._child.stdin.full:
+            self._parts.observer.observed(BoundReached(self._child.stdin.full, self._parts.name))
             return False
         # A child that is ending takes nothing more, but it is not busy: `lost` is about to say so.
         if call is not None and message.id is not None:
@@ -338,7 +338,7 @@ class StdioLink:
     def _respond(self, request: Message, member: str, value: bytes) -> None:
         id = request.id or b"0"
         fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
-        self._child.write(Message(RESPONSE, fields, id).encode() + b"\n")
+        self._child.stdin.write(Message(RESPONSE, fields, id).encode() + b"\n")
 
     def _skipped(self, line: bytes, ids: list[bytes | None], why: str) -> None:
         self._parts.log.noise(line, why)
