@@ -623,18 +623,16 @@ async def turnsFor(link: ILink, listener: Listener, verb: str, size: int, **more
     pid = (await listener.structured(1))["pid"]
     link.hold(None)
     link.send(call(2, verb, **more), object(), CONTEXT)
-    with open(f"/proc/{pid}/fd/1", "rb", opener=lambda path, _: os.open(path, _PEEK)) as pipe:
-        while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"    "), sys.byteorder) < size:
-            await deferLater(reactor, 0.01)
+    pipe = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"    "), sys.byteorder) < size:
+        await deferLater(reactor, 0.01)
+    os.close(pipe)
     link.release(None)
     turns = 0
     while not listener.answers(2):
         await deferLater(reactor, 0)
         turns += 1
     return turns
-
-
-_PEEK = os.O_RDONLY | os.O_NONBLOCK
 
 
 @pytest_twisted.ensureDeferred

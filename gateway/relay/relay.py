@@ -526,6 +526,8 @@ class Relay:
                     call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
                 else:
                     self._drop("client_gone")
+                if self.readers.slow:
+                    self.readers.weigh()
             elif type(effect) is Deliver:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
                     undone = self.router.undeliverable(effect.message, self.clock.seconds())
