@@ -22,6 +22,7 @@ from stdio_support import (
     HELLO,
     Bench,
     Listener,
+    Observed,
     alive,
     benches,
     call,
@@ -36,6 +37,7 @@ from twisted.logger import Logger, globalLogPublisher
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Health, ILink, IServer, LinkFailed, Outcome, Reason
 from gateway.links.process import Child, Program, Reaper
+from gateway.links.serverlog import ServerLog
 from gateway.observe.observer import BoundReached, LinkLost, LinkOpened, NoiseSkipped
 from gateway.servers.stdio import childEnvironment
 from gateway.wire.envelope import Kind, decode
@@ -537,6 +539,21 @@ async def test_acceptance_56_stderr_is_drained_and_bounded(
     while not any("not logged" in event["log_format"] for event in logged):
         await deferLater(reactor, 0.01)
     await ended(one, clock)
+
+
+@pytest.mark.acceptance(56)
+@pytest.mark.parametrize("line", [b"\0" * 1_000 + b"\n", b"x\n", b"\n", b"\xff" * 9 + b"\n"])
+def test_acceptance_56_stderr_is_bounded_as_it_is_logged(
+    line: bytes, logged: list[dict[str, Any]]
+) -> None:
+    """Neither what escapes make of it nor the heads of many short lines fill a disk."""
+    log = ServerLog("faulty", Limits(max_stderr_rate=100_000), Clock(), Observed())
+    lines = log.stderr()
+    for _ in range(1_000):
+        lines.feed(line * 10)
+    head = len("2026-11-25T23:59:59+0000 [gateway.server#info] faulty: \n")
+    texts = [event["line"] for event in logged if "line" in event]
+    assert sum(len(text) + head for text in texts) <= 150_000
 
 
 @pytest_twisted.ensureDeferred
