@@ -20,7 +20,7 @@ __all__ = ["Asked", "Flood", "Opened", "ask", "opened"]
 
 MODERN = "2026-07-28"
 _SCRIPT = str(ROOT / "tests" / "flood_server.py")
-_PATIENCE = 25.0
+_PATIENCE = 60.0
 
 
 def pause(seconds: float) -> Deferred[None]:
