@@ -48,7 +48,9 @@ CELLS = [
     ("modern", "modern stdio", {}, BOUNDED),
     ("modern", "modern mcp", {}, PAUSED),
     ("modern", "legacy stdio", {}, BOUNDED),
-    ("modern", "legacy mcp", {}, BOUNDED),
+    ("modern", "legacy mcp", {}, PAUSED),
+    ("modern", "legacy mcp", {"isolation": "shared"}, PAUSED),
+    ("modern", "legacy stdio", {"isolation": "shared"}, BOUNDED),
     ("modern", "legacy sse", {}, BOUNDED),
 ]
 

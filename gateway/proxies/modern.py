@@ -276,6 +276,7 @@ class ModernEndpoint:
             calls.gone,
             self._ended,
             partial(self._learn, message),
+            calls.slow,
         )
         self._opened(reply, admitted.context.principal)
         reply.start()

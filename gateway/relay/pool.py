@@ -143,7 +143,15 @@ class LegacyPool:
             self._listening.gone(reply)
         else:
             call.reply = None
+            call.slow(False)
             self._abandon(call, "the client is gone")
+
+    def slow(self, target: Target, blocked: bool) -> None:
+        """Its client does not read, or reads again; see `ModernCalls`."""
+        reply = self.replies.of(target)
+        call = None if reply is None else self._calls.get(reply)
+        if call is not None:
+            call.slow(blocked)
 
     def stop(self) -> Deferred[None]:
         """Take no more, answer what runs; see `ModernCalls`."""
@@ -350,6 +358,7 @@ class LegacyPool:
         call.refuse("The call is over", but=ROOTS if call.name in self._parked else "")
         began = call.stage in (Stage.SENT, Stage.CANCELLED)
         call.stage = Stage.OVER
+        call.slow(False)
         self._callers.leave(call)
         self._opening.pop(call, None)
         info = None if call.pooled is None else call.pooled.serverInfo
@@ -393,6 +402,7 @@ class LegacyPool:
         binding = self._bindingOf(call.request, call.context)
         state = self._states.seal(Named(call.name, call.round), binding, call.until)
         self._parked[call.name] = call
+        call.slow(False)
         self.arm(call.until)
         if self._callers.waiting:
             self.arm(call.until - self.limits.parked_for + self.limits.parked_beside)
