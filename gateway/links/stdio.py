@@ -102,6 +102,7 @@ class StdioLink:
         self._died = died
         self._state = _SHAKING
         self._child = Child(self, parts.limits, parts.reactor, parts.clock, parts.reaper)
+        self._stdin = self._child.stdin
         self._stdout = Stdout(self, parts.log, parts.limits.max_line)
         self._stderr = parts.log.stderr()
         self._calls: dict[bytes, object] = {}
@@ -145,7 +146,7 @@ class StdioLink:
         if self._state is _SHAKING:
             self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
             line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
-            self._child.stdin.write(line + b"\n")
+            self._stdin.write(line + b"\n")
         return opening
 
     def _spawn(self, program: Program) -> None:
@@ -167,8 +168,8 @@ class StdioLink:
         """See ILink. Also False once the link is over."""
         if self._state is not _OPEN:
             return False
-        if not self._child.stdin.write(message.encodeLine()) and self._child.stdin.full:
-            self._parts.observer.observed(BoundReached(self._child.stdin.full, self._parts.name))
+        if not self._stdin.write(message.encodeLine()) and self._stdin.full:
+            self._parts.observer.observed(BoundReached(self._stdin.full, self._parts.name))
             return False
         # A child that is ending takes nothing more, but it is not busy: `lost` is about to say so.
         if call is not None and message.id is not None:
@@ -292,7 +293,7 @@ class StdioLink:
     def _respond(self, request: Message, member: str, value: bytes) -> None:
         id = request.id or b"0"
         fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
-        self._child.stdin.write(Message(RESPONSE, fields, id).encode() + b"\n")
+        self._stdin.write(Message(RESPONSE, fields, id).encode() + b"\n")
 
     def answerSpoilt(self, id: bytes) -> None:
         """The child wrote what is no message, but would be the answer to a request."""
