@@ -242,7 +242,7 @@ async def test_acceptance_77_many_slow_readers_of_one_child(
     base = it.memory.now()
     asked = []
     for who in slow:
-        asked.append(await ask(it.gateway, who, "shared", "flood", count=1_000, size=1_000))
+        asked.append(await ask(it.gateway, who, "shared", "flood", count=600, size=1_000))
         asked[-1].stops()
     await it.call(other, "shared", "echo")
     held = it.memory.highest() - base
