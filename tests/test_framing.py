@@ -791,6 +791,27 @@ def test_who_reads_slowly_gets_all_of_it(fronts: Fronts, lines: tuple[bytes, ...
         assert caller.wire.unsent.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_reader_of_a_large_event_is_cut_only_if_it_takes_nothing(
+    fronts: Fronts, reads: bool
+) -> None:
+    front = fronts()
+    caller = front.connect(stuck=True)
+    caller.send(request(b"GET", b"/mcp", b"", session(front)))
+    caller.drain()
+    data = "x" * 1_000_000
+    front.one.newest.push(rpc("notifications/message", level="info", data=data))
+    taken = 0
+    while caller.wire.unsent and taken < 20:
+        front.pass_(25 if reads else 31)
+        assert caller.gone is not reads
+        if not reads:
+            break
+        caller.wire.take()
+        taken += 1
+    assert taken > 2 if reads else front.bounds == ["reader_blocked"]
+
+
 @pytest.mark.acceptance(13)
 def test_acceptance_13_of_what_is_pipelined_one_answer_is_held(fronts: Fronts) -> None:
     """And nothing more is read: a client that only asks makes no heap of answers."""

@@ -46,6 +46,8 @@ def test_a_child_that_feeds_others_too_is_not_held() -> None:
     assert link.held == []
     link.reply(link.last("tools/call"))
     assert second.json["id"] == 2
+    # It has it, and the child feeds the blocked reader alone again.
+    assert link.held == [None]
     bench.end()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from stdio_support import (
     HELLO,
     Bench,
     Listener,
+    Observed,
     alive,
     benches,
     call,
@@ -34,6 +37,7 @@ from twisted.logger import Logger, globalLogPublisher
 from gateway.guard.limits import Limits
 from gateway.links.interfaces import Health, ILink, IServer, LinkFailed, Outcome, Reason
 from gateway.links.process import Child, Program, Reaper
+from gateway.links.serverlog import ServerLog
 from gateway.observe.observer import BoundReached, LinkLost, LinkOpened, NoiseSkipped
 from gateway.servers.stdio import childEnvironment
 from gateway.wire.envelope import Kind, decode
@@ -537,6 +541,21 @@ async def test_acceptance_56_stderr_is_drained_and_bounded(
     await ended(one, clock)
 
 
+@pytest.mark.acceptance(56)
+@pytest.mark.parametrize("line", [b"\0" * 1_000 + b"\n", b"x\n", b"\n", b"\xff" * 9 + b"\n"])
+def test_acceptance_56_stderr_is_bounded_as_it_is_logged(
+    line: bytes, logged: list[dict[str, Any]]
+) -> None:
+    """Neither what escapes make of it nor the heads of many short lines fill a disk."""
+    log = ServerLog("faulty", Limits(max_stderr_rate=100_000), Clock(), Observed())
+    lines = log.stderr()
+    for _ in range(1_000):
+        lines.feed(line * 10)
+    head = len("2026-11-25T23:59:59+0000 [gateway.server#info] faulty: \n")
+    texts = [event["line"] for event in logged if "line" in event]
+    assert sum(len(text) + head for text in texts) <= 150_000
+
+
 @pytest_twisted.ensureDeferred
 async def test_last_words_on_stderr_are_logged(bench: Make, logged: list[dict[str, Any]]) -> None:
     script = "import sys; sys.stderr.write('x' * 5000 + '\\nTraceback: no newline'); sys.exit(3)"
@@ -613,6 +632,34 @@ async def test_a_held_link_reads_stderr_but_not_stdout(
     link.release(object())
     link.release(None)
     await listener.answer(1)
+
+
+async def turnsFor(link: ILink, listener: Listener, verb: str, size: int, **more: object) -> int:
+    """In how many turns of the reactor an answer is heard that is all in the pipe."""
+    link.send(call(1, "self"), object(), CONTEXT)
+    pid = (await listener.structured(1))["pid"]
+    link.hold(None)
+    link.send(call(2, verb, **more), object(), CONTEXT)
+    pipe = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"    "), sys.byteorder) < size:
+        await deferLater(reactor, 0.01)
+    os.close(pipe)
+    link.release(None)
+    turns = 0
+    while not listener.answers(2):
+        await deferLater(reactor, 0)
+        turns += 1
+    return turns
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_line_does_not_wait_a_turn_for_every_piece(bench: Make) -> None:
+    assert await turnsFor(*await bench().link(), "long", 60_000, bytes=60_000) <= 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_short_lines_leave_turns_to_others(bench: Make) -> None:
+    assert await turnsFor(*await bench().link(), "log", 40_000, count=500) >= 5
 
 
 @pytest_twisted.ensureDeferred
@@ -861,7 +908,7 @@ async def test_a_child_that_is_ended_reads_the_line_it_has_begun_to_the_end(
     )
     argv = (sys.executable, "-I", "-S", "-c", script)
     child.spawn(Program(sys.executable, argv, dict(os.environ)))
-    assert child.write(b"x" * 999_999 + b"\n")
+    assert child.stdin.write(b"x" * 999_999 + b"\n")
     await child.end()
     assert out.read_text() == r"1000000 b'xx\n'"
     await reaper.close()

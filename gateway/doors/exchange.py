@@ -217,6 +217,11 @@ class LLSink:
         # A stream to nobody is cut as the stream of a reader that blocks.
         self.blocked = connection is None
 
+    @property
+    def moved(self) -> int:
+        """See EventSink."""
+        return 0 if self._connection is None else self._connection.out.moved
+
     def write(self, data: bytes) -> bool:
         """See EventSink."""
         connection = self._connection

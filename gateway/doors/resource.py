@@ -52,6 +52,7 @@ class _RequestSink:
     _request: Request
     onDrained: Callable[[], None] | None = None
     blocked: bool = False
+    moved: int = 0
     _over: bool = False
 
     def __attrs_post_init__(self) -> None:

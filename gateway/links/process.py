@@ -5,8 +5,9 @@ Rules:
 
  1. It leads a session and process group of its own (`launcher`), which a reaper outlives the
     gateway to end (`Reaper`).
- 2. Its stdin has a bounded queue; what is over the bound is refused, not kept.
- 3. Its stdout can be paused alone; its stderr is always read.
+ 2. Its stdin has a bounded queue (`Stdin`).
+ 3. Its stdout can be paused alone; its stderr is always read. A long line is read in few turns of
+    the reactor, many short ones leave turns to others.
  4. It has ended when it exited, whoever else holds its pipes: what it wrote before is read, what
     it left running is killed.
  5. Ending it: end of its stdin; after `eof_wait` SIGTERM to the group; after `term_wait` SIGKILL.
@@ -17,7 +18,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,24 +25,27 @@ from typing import Any, Protocol
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ProcessTerminated
-from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorProcess, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.links.orphans import Reaper, isolatedPython
+from gateway.links.stdin import Stdin
 
 __all__ = ["Child", "IChildOwner", "Program", "Reaper"]
 
 _log = Logger()
 
 _LAUNCHER = str(Path(__file__).with_name("launcher.py"))
+_READ = 8192
+"""Bytes that Twisted reads of a pipe at once (`fdesc.readFromFD`)."""
 _CHUNK = 64 * 1024
+_TURN = 4 * _CHUNK
+"""Bytes of a line that are read at most in one turn of the reactor, and a little more."""
 _LAST_CHUNKS = 16
 """Of _CHUNK bytes: what is read at most of what a child left in a pipe."""
-_NOTHING = memoryview(b"")
 _KILLED_WAIT = 1.0
 """Seconds for a killed process to be reaped."""
 _LEFT_WAIT = 0.25
@@ -69,7 +72,7 @@ class Program:
 
 
 class IChildOwner(Protocol):
-    """Whom a child reports to. Nothing is called from within `Child.write`."""
+    """Whom a child reports to. Nothing is called from within `Stdin.write`."""
 
     def stdoutReceived(self, data: bytes) -> None:
         """Bytes came on its stdout."""
@@ -78,7 +81,7 @@ class IChildOwner(Protocol):
         """Bytes came on its stderr."""
 
     def stdinDrained(self) -> None:
-        """There is room again after `Child.write` refused a line."""
+        """There is room again after `Stdin.write` refused a line."""
 
     def exited(self, status: int | None) -> None:
         """It exited; nothing is received any more. status: None where a signal ended it."""
@@ -90,7 +93,6 @@ class IChildOwner(Protocol):
         """Nothing is left of it or its group."""
 
 
-@implementer(IPullProducer)
 class Child(ProcessProtocol):
     """
     One child process.
@@ -98,10 +100,9 @@ class Child(ProcessProtocol):
     Begins with `spawn`; ends by itself (`IChildOwner.exited`), with `end`, or with `kill`. Its
     owner ends it.
 
-    full: the name of the limit for which `write` refused last; "" where it was ending.
+    stdin: takes lines for it.
     """
 
-    full: str = ""
     transport: Any = None  # twisted's Process; IProcessTransport does not tell of its pipes
 
     def __init__(
@@ -112,6 +113,7 @@ class Child(ProcessProtocol):
         clock: IReactorTime,
         reaper: Reaper,
     ) -> None:
+        self.stdin = Stdin(limits, owner.stdinDrained)
         self._owner = owner
         self._limits = limits
         self._reactor = reactor
@@ -119,11 +121,7 @@ class Child(ProcessProtocol):
         self._reaper = reaper
         self._pid = 0
         self._ending = self._wanted = self._termed = self._killed = False
-        self._exited = self._gone = self._refused = False
-        self._queue: deque[bytes] = deque()
-        self._queued = 0
-        self._writing = 0
-        self._rest = _NOTHING
+        self._exited = self._gone = False
         self._stage: IDelayedCall | None = None
         self._look: IDelayedCall | None = None
         self._waiters: list[Deferred[None]] = []
@@ -149,78 +147,6 @@ class Child(ProcessProtocol):
         self._reactor.spawnProcess(
             self, sys.executable, [*launcher, *program.argv], env=dict(program.env)
         )
-
-    # stdin
-
-    def write(self, line: bytes) -> bool:
-        """
-        Write a line to its stdin.
-
-        Returns: False, and keeps nothing, where the queue is full or the child is ending. A line
-        larger than the queue is taken when the queue is empty.
-        """
-        if self._ending:
-            self.full = ""
-            return False
-        if self._writing:
-            return self._enqueue(line)
-        stdin = self.transport.pipes.get(0)
-        if stdin is None:
-            return True  # It closed its stdin, which ends it: about to be reported.
-        try:
-            written = os.write(stdin.fileno(), line)
-        except (BlockingIOError, InterruptedError):
-            written = 0
-        except OSError:
-            return True  # As above; the reactor will notice, too.
-        if written < len(line):
-            self._handOver(memoryview(line)[written:])
-        return True
-
-    def _enqueue(self, line: bytes) -> bool:
-        if len(self._queue) + 1 >= self._limits.max_stdin_messages:
-            self.full = "max_stdin_messages"
-        elif self._writing + self._queued + len(line) > self._limits.max_stdin_bytes:
-            self.full = "max_stdin_bytes"
-        else:
-            self._queue.append(line)
-            self._queued += len(line)
-            return True
-        self._refused = True
-        return False
-
-    def _handOver(self, data: memoryview) -> None:
-        """
-        Give the transport what it writes next, and keep the rest.
-
-        It would copy all of it twice, and a pipe takes no more at once anyway.
-        """
-        self._writing, self._rest = len(data), data[_CHUNK:]
-        self.transport.write(bytes(data[:_CHUNK]))
-
-    def resumeProducing(self) -> None:
-        """The transport has written what it had (twisted's IPullProducer)."""
-        self._writing = 0
-        if self._rest:
-            self._handOver(self._rest)
-            return
-        if self._queue:
-            batch = [self._queue.popleft()]
-            size = len(batch[0])
-            while self._queue and size + len(self._queue[0]) <= _CHUNK:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1])
-            self._queued -= size
-            self._handOver(memoryview(b"".join(batch)))
-        if self._refused and self._writing + self._queued <= self._limits.max_stdin_bytes // 2:
-            self._refused = False
-            self._owner.stdinDrained()
-
-    def stopProducing(self) -> None:
-        """The pipe is closed (twisted's IPullProducer)."""
-        self._queue.clear()
-        self._queued = 0
-        self._rest = _NOTHING
 
     # stdout
 
@@ -271,15 +197,9 @@ class Child(ProcessProtocol):
         if self._ending or self._exited:
             return
         self._ending = True
-        if self._rest:
-            # The line that it has begun to read.
-            self.transport.write(bytes(self._rest))
-        self.stopProducing()
-        # Unless it is read, a child may block on its last words; and a producer keeps the
-        # pipe from being closed.
+        # Unless it is read, a child may block on its last words.
         self.resume()
-        self.transport.unregisterProducer()
-        self.transport.closeStdin()
+        self.stdin.end()
         self._stage = self._clock.callLater(self._limits.eof_wait, self._deaf)
 
     def _deaf(self) -> None:
@@ -365,13 +285,34 @@ class Child(ProcessProtocol):
     def connectionMade(self) -> None:
         self._pid = self.transport.pid
         self._reaper.add(self._pid)
-        self.transport.registerProducer(self, False)
+        self.stdin.opened(self.transport.pipes[0])
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         if childFD == 1:
+            if len(data) == _READ and b"\n" not in data and not self._exited:
+                data = self._readOn(data)
             self._owner.stdoutReceived(data)
         else:
             self._owner.stderrReceived(data)
+
+    def _readOn(self, data: bytes) -> bytes:
+        """
+        Read more of a long line, as far as it is there.
+
+        Twisted reads 8 KiB in a turn. Where a turn is long since much is to do, an answer of
+        200 KB took a second and more, and all that came after it from the same child waited.
+        """
+        pieces, size, fd = [data], len(data), self.transport.pipes[1].fileno()
+        while size < _TURN and b"\n" not in pieces[-1]:
+            try:
+                more = os.read(fd, _CHUNK)
+            except OSError:
+                break
+            if not more:
+                break  # Its end, which is there to be read the next time, too.
+            pieces.append(more)
+            size += len(more)
+        return b"".join(pieces)
 
     def childConnectionLost(self, childFD: int) -> None:
         # Without its stdin or stdout it can serve no more, even if it lives on.

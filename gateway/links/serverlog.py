@@ -18,6 +18,8 @@ __all__ = ["ServerLog", "StderrLines"]
 
 _MINUTE = 60.0
 _MAX_SHOWN = 2048
+_HEAD = 48
+"""About the bytes that a log writes before each line: the time, and whose it is."""
 _log = Logger(namespace="gateway.server")
 
 
@@ -77,8 +79,10 @@ class ServerLog:
         return False
 
     def said(self, line: bytes) -> None:
-        """A line of stderr, already admitted."""
-        _log.info("{server}: {line}", server=self.name, line=_shown(line))
+        """A line of stderr, already admitted; what the log makes of it counts, too."""
+        shown = _shown(line)
+        self._room -= max(0, len(shown) - len(line)) + len(self.name) + _HEAD
+        _log.info("{server}: {line}", server=self.name, line=shown)
 
     def noise(self, line: bytes, why: str) -> None:
         """A line of stdout that is no message. One warning a minute; every one is observed."""

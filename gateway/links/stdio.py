@@ -32,18 +32,10 @@ from gateway.links.interfaces import ILink, ILinkListener, LinkFailed, Outcome, 
 from gateway.links.opening import Opening
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
+from gateway.links.stdout import Stdout
 from gateway.observe.observer import BoundReached, IObserver, MessageDropped
 from gateway.wire.context import CallContext
-from gateway.wire.envelope import (
-    REQUEST,
-    RESPONSE,
-    Message,
-    NotAMessage,
-    NotJSON,
-    decode,
-    salvageID,
-)
-from gateway.wire.lines import LineSplitter, LineTooLong
+from gateway.wire.envelope import REQUEST, RESPONSE, Message
 
 __all__ = ["StdioLink", "StdioParts"]
 
@@ -110,7 +102,8 @@ class StdioLink:
         self._died = died
         self._state = _SHAKING
         self._child = Child(self, parts.limits, parts.reactor, parts.clock, parts.reaper)
-        self._lines = LineSplitter(parts.limits.max_line)
+        self._stdin = self._child.stdin
+        self._stdout = Stdout(self, parts.log, parts.limits.max_line)
         self._stderr = parts.log.stderr()
         self._calls: dict[bytes, object] = {}
         self._early: list[Message] = []
@@ -153,7 +146,7 @@ class StdioLink:
         if self._state is _SHAKING:
             self._timeout = self._parts.clock.callLater(timeout, self._timedOut)
             line = handshake.request.replace(b"\n", b" ").replace(b"\r", b" ")
-            self._child.write(line + b"\n")
+            self._stdin.write(line + b"\n")
         return opening
 
     def _spawn(self, program: Program) -> None:
@@ -175,8 +168,8 @@ class StdioLink:
         """See ILink. Also False once the link is over."""
         if self._state is not _OPEN:
             return False
-        if not self._child.write(message.encodeLine()) and self._child.full:
-            self._parts.observer.observed(BoundReached(self._child.full, self._parts.name))
+        if not self._stdin.write(message.encodeLine()) and self._stdin.full:
+            self._parts.observer.observed(BoundReached(self._stdin.full, self._parts.name))
             return False
         # A child that is ending takes nothing more, but it is not busy: `lost` is about to say so.
         if call is not None and message.id is not None:
@@ -211,15 +204,7 @@ class StdioLink:
 
     def stdoutReceived(self, data: bytes) -> None:
         """Bytes came on the child's stdout."""
-        if self._state is _OVER:
-            return
-        try:
-            lines = self._lines.feed(data)
-        except LineTooLong as broken:
-            self._heard(broken.lines)
-            self._tooLong()
-        else:
-            self._heard(lines)
+        self._stdout.feed(data)
 
     def stderrReceived(self, data: bytes) -> None:
         """Bytes came on the child's stderr."""
@@ -258,38 +243,8 @@ class StdioLink:
 
     # what the server says
 
-    def _heard(self, lines: list[bytes]) -> None:
-        for line in lines:
-            if self._state is _OVER:
-                return
-            if not line or line.isspace():
-                continue
-            try:
-                message = decode(line)
-            except NotJSON as error:
-                self._skipped(line, [salvageID(line)], str(error))
-            except NotAMessage as error:
-                self._skipped(line, [error.id], str(error))
-            else:
-                if isinstance(message, Message):
-                    self._received(message)
-                else:
-                    self._batchReceived(message, line)
-
-    def _batchReceived(self, batch: list[Message | NotAMessage], line: bytes) -> None:
-        bad = []
-        for member in batch:
-            if self._state is _OVER:
-                return
-            if isinstance(member, Message):
-                self._received(member)
-            else:
-                bad.append(member)
-        if bad or not batch:
-            why = str(bad[0]) if bad else "an empty batch"
-            self._skipped(line, [member.id for member in bad], why)
-
-    def _received(self, message: Message) -> None:
+    def messageReceived(self, message: Message) -> None:
+        """The child wrote a message."""
         if self._state is _OPEN:
             if message.kind is RESPONSE and message.id is not None:
                 self._calls.pop(message.id, None)
@@ -338,24 +293,22 @@ class StdioLink:
     def _respond(self, request: Message, member: str, value: bytes) -> None:
         id = request.id or b"0"
         fields = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(id), member: Raw(value)}
-        self._child.write(Message(RESPONSE, fields, id).encode() + b"\n")
+        self._stdin.write(Message(RESPONSE, fields, id).encode() + b"\n")
 
-    def _skipped(self, line: bytes, ids: list[bytes | None], why: str) -> None:
-        self._parts.log.noise(line, why)
-        # A log line may quote a message, and JSON that is no message may have an id, too.
-        start = line.lstrip(b" \t\xef\xbb\xbf")[:1]
-        if start not in (b"{", b"[") or b'"jsonrpc"' not in line:
-            return
-        for id in ids:
-            if self._state is _OPEN and id in self._calls:
-                self._listener.settled(
-                    self._calls.pop(id),
-                    Settled(
-                        Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed"
-                    ),
-                )
-            elif self._state is _SHAKING and id == b"0":
-                self._fail(self._unanswered(Reason.BAD_ANSWER, "the server's answer is malformed"))
+    def answerSpoilt(self, id: bytes) -> None:
+        """The child wrote what is no message, but would be the answer to a request."""
+        if self._state is _OPEN and id in self._calls:
+            why = "the server's answer is malformed"
+            settled = Settled(Outcome.MAYBE_RAN, Reason.BAD_ANSWER, why)
+            self._listener.settled(self._calls.pop(id), settled)
+        elif self._state is _SHAKING and id == b"0":
+            self._fail(self._unanswered(Reason.BAD_ANSWER, "the server's answer is malformed"))
+
+    def lineTooLong(self) -> None:
+        """The child wrote a line over the limit: it is of no use any more."""
+        self._parts.observer.observed(BoundReached("max_line", self._parts.name))
+        self._child.kill().addErrback(self._unended)
+        self._lost(Reason.BAD_ANSWER, "the server wrote a line over the limit")
 
     def _answered(self, answer: Message) -> None:
         try:
@@ -376,13 +329,6 @@ class StdioLink:
             self._tell(message)
 
     # its end
-
-    def _tooLong(self) -> None:
-        if self._state is _OVER:
-            return
-        self._parts.observer.observed(BoundReached("max_line", self._parts.name))
-        self._child.kill().addErrback(self._unended)
-        self._lost(Reason.BAD_ANSWER, "the server wrote a line over the limit")
 
     def _timedOut(self) -> None:
         self._timeout = None
@@ -426,6 +372,7 @@ class StdioLink:
 
     def _over(self) -> None:
         self._state = _OVER
+        self._stdout.closed = True
         self._stopTimeout()
         self._calls.clear()
         self._early = []

@@ -314,6 +314,7 @@ class ModernEndpoint:
             calls.gone,
             self._ended,
             partial(self._learn, message, admitted.context.principal),
+            calls.slow,
         )
         self._opened(reply, admitted.context.principal)
         reply.start()

@@ -41,6 +41,7 @@ class ModernReply:
     onGone: told when the client closed before it was answered.
     onEnd: told when nothing of it is left, however it ended.
     onAnswer: told of the server's answer before the client is.
+    onSlow: told when the client does not read its stream, and when it reads again.
     """
 
     exchange: Exchange | None
@@ -53,6 +54,7 @@ class ModernReply:
     onGone: Callable[[ModernReply], None]
     onEnd: Callable[[ModernReply], None]
     onAnswer: Callable[[Message], None]
+    onSlow: Callable[[ModernReply, bool], None]
     _stream: ClientStream | None = field(default=None, init=False)
     _done: bool = field(default=False, init=False)
     _started: float = field(init=False)
@@ -134,8 +136,16 @@ class ModernReply:
             self.shared.pulse.leave(self)
             exchange, self.exchange = self.exchange, None
             assert exchange is not None
-            self._stream = openStream(exchange, self.shared, self.server, self._closed)
+            self._stream = openStream(exchange, self.shared, self.server, self._closed, watch=self)
         return self._stream
+
+    def readerBlocked(self, reader: object) -> None:
+        """The client does not read."""
+        self.onSlow(self, True)
+
+    def readerDrained(self, reader: object) -> None:
+        """It reads again."""
+        self.onSlow(self, False)
 
     def _closed(self) -> None:
         """The client is gone, or its stream was cut because it does not read."""

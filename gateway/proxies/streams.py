@@ -60,6 +60,7 @@ class ClientStream:
     _outbox: list[tuple[bytes, int]] = field(factory=list, init=False)
     _held: int = field(default=0, init=False)
     _blockedSince: float | None = field(default=None, init=False)
+    _moved: int = field(default=0, init=False)
     _lastWrite: float = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -116,7 +117,7 @@ class ClientStream:
         now = self.shared.clock.seconds()
         self._lastWrite = now
         if not self.sink.write(data):
-            self._blockedSince = now
+            self._blockedSince, self._moved = now, self.sink.moved
             if self.watch is not None:
                 self.watch.readerBlocked(self)
 
@@ -129,7 +130,7 @@ class ClientStream:
             data, room = self._outbox.pop(0)
             self._held -= room
             if not self.sink.write(data):
-                self._blockedSince = now
+                self._blockedSince, self._moved = now, self.sink.moved
                 return
         self._blockedSince = None
         if self._closing:
@@ -142,7 +143,10 @@ class ClientStream:
         """Cut a blocked reader; keep a quiet stream alive."""
         limits = self.shared.limits
         if self._blockedSince is not None:
-            if now - self._blockedSince >= limits.reader_blocked:
+            if self.sink.moved != self._moved:
+                # It reads, if slowly: a large event takes its time.
+                self._blockedSince, self._moved = now, self.sink.moved
+            elif now - self._blockedSince >= limits.reader_blocked:
                 self._bound("reader_blocked")
                 self.abort()
         elif now - self._lastWrite >= limits.heartbeat:

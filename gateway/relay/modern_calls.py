@@ -40,6 +40,12 @@ class ModernCalls(Protocol):
         within a second (MCP 2026-07-28, basic/patterns/cancellation). The target gets nothing more.
         """
 
+    def slow(self, target: Target, blocked: bool) -> None:
+        """
+        Its client does not read the response stream, or reads again. What feeds that stream alone
+        may be held meanwhile.
+        """
+
     def stop(self) -> Deferred[None]:
         """
         Take no more; answer what runs, streams of `subscriptions/listen` in order. Fires when

@@ -146,6 +146,9 @@ class ModernRelay:
         """See ModernCalls."""
         self._do(self.router.gone(target))
 
+    def slow(self, target: Target, blocked: bool) -> None:
+        """See ModernCalls: the child is everybody's."""
+
     def stop(self) -> Deferred[None]:
         """See ModernCalls."""
         self._stopped = True

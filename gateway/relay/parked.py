@@ -152,6 +152,21 @@ class ModernCall:
         else:
             self.pool.replies.deliver(self.reply, message)
 
+    def slow(self, blocked: bool) -> None:
+        """
+        Who waits for it does not read, or reads again, or is nobody any more.
+
+        A response of its own is held; a child is not, for it tells others of the caller, too.
+        """
+        if self.pooled is None:
+            return
+        readers = self.pooled.relay.readers
+        if blocked and readers.perOrigin:
+            readers.opened(self, self)
+            readers.blocked(self)
+        else:
+            readers.closed(self)
+
     # What the server asks.
 
     def _question(self, message: Message) -> None:

@@ -156,7 +156,15 @@ class LegacyPool:
             self._listening.gone(reply)
         else:
             call.reply = None
+            call.slow(False)
             self._abandon(call, "the client is gone")
+
+    def slow(self, target: Target, blocked: bool) -> None:
+        """Its client does not read, or reads again; see `ModernCalls`."""
+        reply = self.replies.of(target)
+        call = None if reply is None else self._calls.get(reply)
+        if call is not None:
+            call.slow(blocked)
 
     def stop(self) -> Deferred[None]:
         """Take no more, answer what runs; see `ModernCalls`."""
@@ -256,6 +264,7 @@ class LegacyPool:
         call.refuse("The call is over", but=ROOTS if call in self._parked else "")
         began = call.stage in (Stage.SENT, Stage.CANCELLED)
         call.stage = Stage.OVER
+        call.slow(False)
         self._callers.leave(call)
         self._openings.leave(call)
         info = None if call.pooled is None else call.pooled.serverInfo
@@ -295,6 +304,7 @@ class LegacyPool:
             return
         requests = call.ask()
         state = self._parked.park(call, self.clock.seconds())
+        call.slow(False)
         self.arm(call.until)
         if self._callers.waiting:
             self.arm(self._parked.dueBeside(call))

@@ -22,14 +22,14 @@ class Readers:
     The open streams of one session.
 
     calls: the session's running calls, as the router has them. perOrigin: whether the last link
-    has a stream of its own for each request.
+    has a stream of its own for each request. slow: those that do not keep up.
     """
 
     calls: dict[bytes, Call]
     perOrigin: bool = False
     link: ILink | None = None
     _targets: dict[object, object] = field(factory=dict)
-    _blocked: dict[object, None] = field(factory=dict)
+    slow: dict[object, None] = field(factory=dict)
     _holding: bool = False
 
     @property
@@ -48,7 +48,7 @@ class Readers:
     def opened(self, reader: object, target: object) -> None:
         """A stream is open."""
         self._targets[reader] = target
-        if self.perOrigin and reader in self._blocked:
+        if self.perOrigin and reader in self.slow:
             # It blocked at its first bytes, before it was known what feeds it.
             self._each(reader, hold=True)
         self.weigh()
@@ -61,7 +61,7 @@ class Readers:
 
     def blocked(self, reader: object) -> None:
         """Its client does not read."""
-        self._blocked[reader] = None
+        self.slow[reader] = None
         if self.perOrigin:
             self._each(reader, hold=True)
         else:
@@ -69,9 +69,9 @@ class Readers:
 
     def drained(self, reader: object) -> None:
         """It reads again."""
-        if reader not in self._blocked:
+        if reader not in self.slow:
             return
-        self._blocked.pop(reader, None)
+        self.slow.pop(reader, None)
         if self.perOrigin:
             self._each(reader, hold=False)
         else:
@@ -93,7 +93,7 @@ class Readers:
         if self.perOrigin:
             return
         hold = False
-        if len(self._blocked) == 1 and len(self._targets) == 1:
+        if len(self.slow) == 1 and len(self._targets) == 1:
             (target,) = self._targets.values()
             hold = all(call.target is target for call in self.calls.values())
         if hold != self._holding and self.link is not None:

@@ -346,6 +346,8 @@ class Relay:
                     call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
                 elif self.straight is None or not self.straight.unheard(call, effect.message):
                     self.drop("client_gone")
+                if self.readers.slow:
+                    self.readers.weigh()
             elif type(effect) is Deliver:
                 if not effect.target.deliver(effect.message, mark):  # type: ignore[attr-defined]
                     undone = self.router.undeliverable(effect.message, self.clock.seconds())

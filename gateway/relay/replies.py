@@ -86,6 +86,10 @@ class Replies:
         finally:
             self._within = before
 
+    def of(self, target: Target) -> Reply | None:
+        """The request that a target is of, while it is not answered."""
+        return self._open.get(target)
+
     def gone(self, target: Target) -> Reply | None:
         """The client waits no longer."""
         reply = self._open.pop(target, None)

@@ -70,10 +70,15 @@ class EventSink(Protocol):
 
     onDrained: called each time the sink comes back below its mark; set by the proxy.
     blocked: whether the last write went above the mark and nothing drained since.
+    moved: counts up when the peer took some of what is kept; a door that cannot tell says 0.
     """
 
     onDrained: Callable[[], None] | None
     blocked: bool
+
+    @property
+    def moved(self) -> int:
+        """See the class."""
 
     def write(self, data: bytes) -> bool:
         """Write bytes of the body. False: above the mark; they are kept, write no more."""

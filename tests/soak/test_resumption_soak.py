@@ -103,10 +103,15 @@ async def test_acceptance_59_aThousandCyclesLeaveNothing() -> None:
     before = await settled(gateway, lambda now: now["processes"] == 1 and not now["sessions"])
     began = time.monotonic()
     await cycles.run(count)
-    now = await settled(gateway, lambda now: now == before)
+
+    def flat(now: dict[str, int]) -> bool:
+        # A timer that was on its way out when the first count was made may be gone since.
+        return all(now[kind] <= before[kind] for kind in before)
+
+    now = await settled(gateway, flat)
     took = time.monotonic() - began
     print(f"\ncycles: {count} and {cycles.crashes} crashes in {took:.1f} s; {before} -> {now}")
-    assert now == before
+    assert flat(now)
     await gateway.stop()
 
 

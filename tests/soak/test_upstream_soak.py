@@ -16,6 +16,7 @@ import pytest
 import pytest_twisted
 from attrs import define
 from faulty_upstream import FaultyUpstream, Received
+from memory import MIB, Memory
 from posting import posted
 from processes import Gateway, startGateway
 from raw import RawClient
@@ -29,8 +30,6 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="looks into /proc"),
 ]
 
-MIB = 1024
-"""In KiB, as /proc tells."""
 MOST = 8 * MIB
 SMALL = 4 * 1024 * 1024
 """Bytes an answer may have in the one half of the runs; in the other, what it may by default."""
@@ -39,27 +38,6 @@ TIMES = 10
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 PATH = "/servers/one/mcp"
-
-
-@define
-class Memory:
-    """Resident memory of a process, in KiB."""
-
-    pid: int
-
-    def now(self) -> int:
-        return self._status("VmRSS:")
-
-    def highest(self) -> int:
-        """Since `begin`."""
-        return self._status("VmHWM:")
-
-    def begin(self) -> None:
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-
-    def _status(self, name: str) -> int:
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        return int(text.partition(name)[2].split()[0])
 
 
 @define(eq=False)
