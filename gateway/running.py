@@ -311,7 +311,7 @@ class Running:
             endpoint.listener.closing = True
             self._closed.append(endpoint.listener)
             closed.append(endpoint.text)
-            closing: Deferred[None] | None = endpoint.port.stopListening()
+            closing = endpoint.listener.stopListening()
             if closing is not None:
                 closing.addErrback(lambda failure: _log.failure("a port did not close", failure))
                 self._closing.append(closing)
@@ -342,7 +342,7 @@ class Running:
         until = clock.seconds() + limits.drain_grace
         for listener in self.listeners:
             listener.closing = True
-        await gathered([endpoint.port.stopListening() for endpoint in self._endpoints])
+        await gathered([endpoint.listener.stopListening() for endpoint in self._endpoints])
         await self._settle()
         shared.accepting = False
         while self.busy():

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from listening import Front, request
+from live import faulty, startLive
 from modern_support import LISTENING, ModernServer, enveloped, fields
 from processes import ROOT, Process, start
 from raw import RawClient, hello, rpc
@@ -451,6 +452,27 @@ async def reloadedUnderLoad(run: Run, tmp_path: Path, calls: int) -> None:
     await DeferredList(running, fireOnOneErrback=True, consumeErrors=True)
     assert answered == started >= calls
     assert "nothing changed:" not in gateway.process.out + gateway.process.err
+
+
+@pytest.mark.acceptance(108, 110)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_108_who_still_waits_to_be_accepted_is_served() -> None:
+    """The kernel has connected them; nobody behind a balancer could tell why they are reset."""
+    gateway = await startLive(faulty())
+    port = int(gateway.base.rpartition(":")[2])
+    waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    stopped = gateway.service.stopService()
+    body = hello()
+    lines = b"Host: 127.0.0.1:%d\r\nContent-Type: application/json" % port
+    request = b"POST /mcp HTTP/1.1\r\n%b\r\nContent-Length: %d\r\n\r\n%b"
+    for early in waiting:
+        early.sendall(request % (lines, len(body), body))
+    await stopped
+    for early in waiting:
+        with early:
+            answer = b"".join(iter(lambda: early.recv(65536), b""))  # noqa: B023
+        # All together they may take longer to start their children than the drain lasts.
+        assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 503 ")), answer
 
 
 # Under systemd's socket activation.
