@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 from attrs import define
-from raw import AnsweringServer, Start, Stack, hello, rpc
+from raw import AnsweringServer, Stack, Start, hello, rpc
 from raw import start as start
 from zope.interface import implementer
 

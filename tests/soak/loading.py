@@ -3,7 +3,8 @@ Clients of a gateway, in a process of their own: what they do does not count as 
 
     python tests/soak/loading.py PORT JOB JSON
 
-Standard library only. A job prints one line of JSON when it is over. All clients speak Streamable HTTP.
+Standard library only. A job prints one line of JSON when it is over. All clients speak Streamable
+HTTP.
 
 Jobs, and the members of their JSON
   calls    sessions, clients, seconds, path, who: closed loops of `tools/call`; who is refused calls
@@ -11,7 +12,7 @@ Jobs, and the members of their JSON
            is asked for ten times a second meanwhile.
   vanish   count, lanes, path: `initialize`, and the connection is reset
   churn    count, lanes, path: sessions that are opened and deleted; every third has a GET stream
-  paced    session, path, size, rate, seconds, lanes: calls with so large a body, at so many a second
+  paced    session, path, size, rate, seconds, lanes: calls with so large a body, so many a second,
            whether or not the last one was answered
 """
 

@@ -1,4 +1,4 @@
-"""What the long runs share: a watched gateway, a small server, clients in a process of their own."""
+"""What long runs share: a watched gateway, a small server, clients in a process of their own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """
 Three replicas behind HAProxy, restarted one after the other: acceptance 110. Prints what it did.
 
-HAProxy runs examples/haproxy/haproxy.cfg with ports of this run. GATEWAY_SOAK_ROLLS: how often all three are restarted.
+HAProxy runs examples/haproxy/haproxy.cfg with ports of this run. GATEWAY_SOAK_ROLLS: how often all
+three are restarted.
 """
 
 from __future__ import annotations

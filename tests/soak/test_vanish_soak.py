@@ -1,8 +1,8 @@
 """
 Sessions by the hundred thousand: opened and left, opened and deleted. Each run prints its figures.
 
-GATEWAY_SOAK_VANISH: how many `initialize` and vanish. GATEWAY_SOAK_SESSIONS: how many come and go in
-each cycle.
+GATEWAY_SOAK_VANISH: how many `initialize` and vanish. GATEWAY_SOAK_SESSIONS: how many come and go
+in each cycle.
 """
 
 from __future__ import annotations
@@ -40,35 +40,44 @@ async def settled(
 async def test_acceptance_42_initialize_and_vanish(tmp_path: Path, most: int) -> None:
     """
     By default 10,000 sessions are the most there are, and who never used one loses it after 60 s;
-    the rest is told to come later. With 100,000 everybody gets one. The child, which all share, ends
-    five seconds after the last (`idle_stop`).
+    the rest is told to come later. With 100,000 everybody gets one. The child, which all share,
+    ends five seconds after the last (`idle_stop`).
+
+    Twice: CPython gives an arena of a megabyte back only when nothing at all is left in it, so what
+    the first wave of 100,000 leaves is judged by whether the second adds to it.
     """
     count = int(os.environ.get("GATEWAY_SOAK_VANISH", 100_000))
     server = tiny(isolation="shared", idle_stop=5)
     caps = ("max_sessions", "max_sessions_per_principal", "max_sessions_per_address")
     gateway = await watched(tmp_path, {"tiny": server}, limits=dict.fromkeys(caps, most))
+    flat = ("sessions", "children", "fds", "threads")
     # What is loaded and allocated with the first sessions is no session's.
     await loaded(gateway.port, "churn", path=PATH, count=200, lanes=8)
-    base, _ = await settled(gateway, lambda now: not now["sessions"] | now["children"], 20)
-    ran = await loaded(gateway.port, "vanish", path=PATH, count=count, lanes=16)
-    full = await gateway.held()
-    flat = ("sessions", "children", "fds", "threads")
-    now, took = await settled(gateway, lambda now: all(now[it] == base[it] for it in flat), 90)
-    grown = (now["rss"] - base["rss"]) / 1024
-    print(
-        f"\nvanish: {count} in {ran['seconds']:.0f} s, answers {ran['statuses']}; at most {most} "
-        f"sessions; then {full}; base {base}, again after {took:.0f} s: {now}, RSS {grown:+.1f} MiB"
-    )
-    assert all(now[it] == base[it] for it in flat)
-    assert now["timers"] <= base["timers"] and now["children"] == 0
-    assert grown < 20_000 / 1024
+    await loaded(gateway.port, "vanish", path=PATH, count=1000, lanes=8)
+    base, _ = await settled(gateway, lambda now: not now["sessions"] | now["children"], 90)
+    grown: list[float] = []
+    for _ in range(2):
+        ran = await loaded(gateway.port, "vanish", path=PATH, count=count, lanes=16)
+        full = await gateway.held()
+        now, took = await settled(gateway, lambda now: all(now[it] == base[it] for it in flat), 90)
+        grown.append((now["rss"] - base["rss"]) * 1024 / 1e6)
+        print(
+            f"\nvanish: {count} in {ran['seconds']:.0f} s, answers {ran['statuses']}, at most "
+            f"{most} sessions; base {base}, full {full}, {took:.0f} s later {now}: "
+            f"RSS {grown[-1]:+.1f} MB"
+        )
+        assert all(now[it] == base[it] for it in flat)
+        assert now["timers"] <= base["timers"] + 1 and now["children"] == 0
+    assert grown[1] - grown[0] < 20
+    if most == 10_000:
+        assert max(grown) < 20
     await gateway.stop()
 
 
 @pytest.mark.acceptance(44)
 @pytest_twisted.ensureDeferred
 async def test_acceptance_44_twenty_times_five_thousand(tmp_path: Path) -> None:
-    """A third of the sessions have a stream; half have the newer revision, with numbered streams."""
+    """A third of the sessions have a stream; half have the newer revision, with its numbers."""
     count = int(os.environ.get("GATEWAY_SOAK_SESSIONS", 5_000))
     gateway = await watched(tmp_path, {"tiny": tiny(isolation="shared")})
     flat = ("sessions", "fds", "threads", "children")
