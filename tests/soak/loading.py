@@ -14,12 +14,15 @@ Jobs, and the members of their JSON
   churn    count, lanes, path: sessions that are opened and deleted; every third has a GET stream
   paced    session, path, size, rate, seconds, lanes: calls with so large a body, so many a second,
            whether or not the last one was answered
+  resets   path, count, lanes, seed: the connection is reset in the head, the body, while the answer
+           is waited for and amid its events, so often each; now and then a call is answered
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import struct
 import sys
@@ -219,9 +222,50 @@ async def paced(port: int, job: dict[str, Any]) -> dict[str, Any]:
     return {"times": times, "late": late, "seconds": time.monotonic() - began}
 
 
+async def resets(port: int, job: dict[str, Any]) -> dict[str, Any]:
+    dice, path = random.Random(job["seed"]), job["path"]
+    left = Counter(dict.fromkeys(("head", "body", "waiting", "events"), job["count"]))
+    done: Counter[str] = Counter()
+
+    async def lane() -> None:
+        client = await Client(port, path).open()
+        session = await client.begin("2025-11-25")
+        asked = 0
+        while phases := [phase for phase, count in left.items() if count > 0]:
+            phase = dice.choice(phases)
+            left[phase] -= 1
+            doomed = await Client(port, path).open()
+            verb = "progress" if phase == "events" else "sleep"
+            message = call(verb, seconds=dice.random() / 20, count=5)
+            message["params"]["_meta"] = {"progressToken": 1}
+            data = doomed.bytes("POST", message, session)
+            head = data.index(b"\r\n\r\n") + 4
+            cut = {"head": dice.randint(1, head - 1), "body": dice.randint(head, len(data) - 1)}
+            doomed.writer.write(data[: cut.get(phase, len(data))])
+            await doomed.writer.drain()
+            if phase == "waiting":
+                await asyncio.sleep(dice.random() / 20)
+            elif phase == "events":
+                await doomed.head()
+                await doomed.reader.read(dice.randint(1, 300))
+            doomed.reset()
+            done[phase] += 1
+            asked += 1
+            if asked % 20 == 0:
+                status, _, body = await client.ask(client.bytes("POST", call("echo"), session))
+                assert status == 200 and b'"result"' in body, (status, body)
+                done["answered"] += 1
+        assert (await client.ask(client.bytes("DELETE", None, session)))[0] == 204
+        client.reset()
+
+    await lanes(job["lanes"], lane)
+    return {"done": done}
+
+
 def main() -> None:
     port, job, told = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     jobs: dict[str, Any] = {"calls": calls, "vanish": vanish, "churn": churn, "paced": paced}
+    jobs["resets"] = resets
     print(json.dumps(asyncio.run(jobs[job](port, told))), flush=True)
 
 
