@@ -545,20 +545,41 @@ _HANDED = 9
 
 
 @pytest.mark.acceptance(110)
+@pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "script"])
+@pytest.mark.parametrize("what", ["a port that is taken", "a key", "a mistake", "no file"])
 @pytest_twisted.ensureDeferred
-async def test_acceptance_110_a_daemon_that_cannot_start_says_so_and_is_gone(
-    tmp_path: Path,
+async def test_acceptance_110_what_cannot_start_says_so_and_is_gone(
+    tmp_path: Path, what: str, daemon: bool
 ) -> None:
-    files = (f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
+    """In one line, before any child is started, and as a daemon, too."""
+    file, started = tmp_path / "servers.json", tmp_path / "started"
+    child = {"command": "/bin/sh", "args": ["-c", f"touch {started}; exec cat"], "warm": 1}
+    if what == "a mistake":
+        child["comand"] = "x"
+    if what != "no file":
+        file.write_text(json.dumps({"mcpServers": {"one": child}}))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        listen = f"tcp:{port}:interface=127.0.0.1"
-        process = start([TWISTD[0], *files, "mcp-gateway", "--listen", listen], cwd=str(tmp_path))
+        pem = "privateKey=/nowhere/key.pem:certKey=/nowhere/cert.pem"
+        listen = f"ssl:0:{pem}" if what == "a key" else f"tcp:{port}"
+        words = ["--listen", f"{listen}:interface=127.0.0.1", "--config", str(file)]
+        files = (f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
+        command = [TWISTD[0], *files, "mcp-gateway"] if daemon else SCRIPT
+        process = start([*command, *words], cwd=str(tmp_path))
         assert await process.ended == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in process.err
+    said = [line for line in process.err.splitlines() if "mcp-gateway: " in line]
+    assert len(said) == 1, process.err
+    wanted = {
+        "a port that is taken": f"cannot listen on 127.0.0.1:{port}",
+        "a key": "cannot listen",
+        "a mistake": "comand",
+        "no file": "servers.json",
+    }
+    assert wanted[what] in process.err
     assert "Traceback" not in process.err
+    assert not started.exists() and not (tmp_path / "pid").exists()
 
 
 @pytest.mark.acceptance(110)
