@@ -54,7 +54,8 @@ async def test_acceptance_47_a_thousand_resets_in_each_phase(tmp_path: Path) -> 
     gateway = await watched(tmp_path, servers)
     try:
         for name in servers:
-            await loaded(gateway.port, "churn", path=f"/servers/{name}/mcp", count=10, lanes=2)
+            told = {"path": f"/servers/{name}/mcp", "count": 5, "lanes": 2, "seed": seed}
+            await loaded(gateway.port, "resets", **told)
         base = await quiet(gateway)
         for name in servers:
             path = f"/servers/{name}/mcp"
