@@ -102,9 +102,12 @@ for kind in kinds:
         continue
     client, got = ask(request("POST", "/servers/all/mcp", hello))
     kept.append(client)
-    name = "Mcp-Session-Id: " + got.lower().partition(b"mcp-session-id: ")[2].split()[0].decode()
+    lines = got.decode().split("\\r\\n")
+    (name,) = [line for line in lines if line.lower().startswith("mcp-session-id")]
     if kind == "get":
-        kept.append(ask(request("GET", "/servers/all/mcp", None, name))[0])
+        client, got = ask(request("GET", "/servers/all/mcp", None, name))
+        assert b" 200 " in got, got
+        kept.append(client)
 print("ready", flush=True)
 time.sleep(3600)
 """
