@@ -16,6 +16,7 @@ Jobs, and the members of their JSON
            whether or not the last one was answered
   resets   path, count, lanes, seed: the connection is reset in the head, the body, while the answer
            is waited for and amid its events, so often each; now and then a call is answered
+  rush     path, count: so many connections at once, each of which asks once
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import selectors
 import socket
 import struct
 import sys
@@ -262,10 +264,39 @@ async def resets(port: int, job: dict[str, Any]) -> dict[str, Any]:
     return {"done": done}
 
 
+async def rush(port: int, job: dict[str, Any]) -> dict[str, Any]:
+    request = Client(port, job["path"]).bytes("GET")
+    statuses: Counter[int] = Counter()
+    found = selectors.DefaultSelector()
+    began = time.monotonic()
+    connected = 0.0
+    for _ in range(job["count"]):
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", port))
+        found.register(one, selectors.EVENT_WRITE)
+    waiting, asking = job["count"], job["count"]
+    while waiting:
+        for key, events in found.select():
+            one = key.fileobj  # type: ignore[assignment]
+            if events & selectors.EVENT_WRITE:
+                one.sendall(request)
+                found.modify(one, selectors.EVENT_READ)
+                asking -= 1
+                connected = connected or (0.0 if asking else time.monotonic() - began)
+            else:
+                # It is small, and comes in one piece.
+                statuses[int((one.recv(65536) or b"HTTP/1.1 0 closed").split()[1])] += 1
+                found.unregister(one)
+                waiting -= 1
+    took = time.monotonic() - began
+    return {"statuses": statuses, "connected": connected, "answered": took}
+
+
 def main() -> None:
     port, job, told = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     jobs: dict[str, Any] = {"calls": calls, "vanish": vanish, "churn": churn, "paced": paced}
-    jobs["resets"] = resets
+    jobs |= {"resets": resets, "rush": rush}
     print(json.dumps(asyncio.run(jobs[job](port, told))), flush=True)
 
 

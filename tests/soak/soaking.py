@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import shutil
 import signal
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attrs import define, field
 from processes import ROOT, Process, start
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 
-__all__ = ["TINY", "Watched", "loaded", "part", "tiny", "wait", "watched"]
+__all__ = [
+    "TINY",
+    "Gaps",
+    "Watched",
+    "freePort",
+    "loaded",
+    "more",
+    "part",
+    "program",
+    "tiny",
+    "wait",
+    "watched",
+]
 
 # Starts ten times as fast as the scripted server does, and needs a tenth of its memory.
 TINY = (
@@ -41,6 +59,47 @@ def wait(seconds: float) -> Any:
 def part(times: list[float], which: float) -> float:
     """A percentile, in milliseconds."""
     return sorted(times)[min(len(times) - 1, int(len(times) * which))] * 1000
+
+
+def program(name: str) -> str:
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def freePort() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def more(files: int = 16_000) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, hard), hard))
+
+
+class Gaps:
+    """The longest stalls of this process's reactor, from a 10 ms LoopingCall."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.p999 = 0.0
+        self._last = time.monotonic()
+        self._ticking = LoopingCall(self._tick)
+        self._ticking.start(0.01)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    def stop(self) -> str:
+        self._ticking.stop()
+        self.seconds.sort()
+        self.p999 = self.seconds[int(len(self.seconds) * 0.999)]
+        return f"p99.9 {self.p999 * 1000:.0f} ms, longest {self.seconds[-1] * 1000:.0f} ms"
 
 
 async def loaded(port: int, job: str, **told: Any) -> Any:

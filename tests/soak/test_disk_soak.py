@@ -12,8 +12,7 @@ import pytest
 import pytest_twisted
 from posting import connected, posted
 from processes import ROOT, Gateway, start
-from soaking import wait
-from test_framing_soak import freePort
+from soaking import freePort, wait
 
 pytestmark = pytest.mark.soak
 

@@ -134,7 +134,7 @@ async def _pressed(tmp_path: Path, limit: int, begin: Callable[[list[str]], Proc
         with suppress(OSError, IndexError):
             ending = max(ending, used())
         await wait(0.005)
-    print(f"memory: {ending // MIB} MiB at most while it ended", end="")
+    print(f"memory: {ending // MIB} MiB at most while it ended")
     assert await process.ended == 0
     assert ending < limit * 1.25
     assert highest < limit * 1.25, "what runs is still answered"

@@ -15,8 +15,7 @@ import pytest
 import pytest_twisted
 from live import Live, faulty, startLive
 from raw import NamedInHeader
-from soaking import loaded, part, tiny
-from test_framing_soak import Gaps
+from soaking import Gaps, loaded, part, tiny
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 pytestmark = pytest.mark.soak

@@ -23,8 +23,7 @@ from attrs import define, field
 from modern_support import enveloped, fields
 from processes import ROOT, Process, start
 from raw import RawClient, Response, hello, rpc
-from soaking import wait
-from test_framing_soak import freePort, program
+from soaking import freePort, program, wait
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
