@@ -178,7 +178,9 @@ class Clients:
     # HTTP+SSE
 
     async def sse(self, pause: float = 0.0) -> None:
-        bind = (f"127.0.2.{len(self.seen) + 1}", 0)
+        # Both its connections from one address, and no other client's.
+        self._connected += 1
+        bind = (f"127.0.2.{self._connected % 250 + 1}", 0)
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port, bindAddress=bind)
         number = 0
         while not self.over:
