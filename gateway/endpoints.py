@@ -135,7 +135,7 @@ class Endpoints:
             endpoint.listener.closing = True
             self._closed.append(endpoint.listener)
             closed.append(endpoint.text)
-            closing: Deferred[None] | None = endpoint.port.stopListening()
+            closing = endpoint.listener.stopListening()
             if closing is not None:
                 closing.addErrback(lambda failure: _log.failure("a port did not close", failure))
                 self._closing.append(closing)
@@ -145,7 +145,7 @@ class Endpoints:
         """The end: take no further connection. Returns what to wait for."""
         for listener in self.listeners:
             listener.closing = True
-        return [endpoint.port.stopListening() for endpoint in self._open]
+        return [endpoint.listener.stopListening() for endpoint in self._open]
 
 
 def _cannotListen(source: str, text: str, error: Exception) -> Problem:

@@ -313,7 +313,6 @@ class GatewayService(Service):
         if run is not None and self.state is not State.DRAINING:
             super().stopService()
             self.state = State.DRAINING
-            self._stopWatching()
             draining = Deferred.fromCoroutine(run.drain())
             draining.addBoth(self._drained)
         if self.state is not State.DRAINING:
@@ -323,6 +322,8 @@ class GatewayService(Service):
         return stopped
 
     def _drained(self, result: object) -> None:
+        # Until here: the answers of calls that still ran are kept, too.
+        self._stopWatching()
         self._run = None
         self.state = State.STOPPED
         if isinstance(result, Failure):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from listening import Front, request
+from live import faulty, startLive
 from modern_support import LISTENING, ModernServer, enveloped, fields
 from processes import ROOT, Process, start
 from raw import RawClient, hello, rpc
@@ -453,6 +454,27 @@ async def reloadedUnderLoad(run: Run, tmp_path: Path, calls: int) -> None:
     assert "nothing changed:" not in gateway.process.out + gateway.process.err
 
 
+@pytest.mark.acceptance(108, 110)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_108_who_still_waits_to_be_accepted_is_served() -> None:
+    """The kernel has connected them; nobody behind a balancer could tell why they are reset."""
+    gateway = await startLive(faulty())
+    port = int(gateway.base.rpartition(":")[2])
+    waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    stopped = gateway.service.stopService()
+    body = hello()
+    lines = b"Host: 127.0.0.1:%d\r\nContent-Type: application/json" % port
+    request = b"POST /mcp HTTP/1.1\r\n%b\r\nContent-Length: %d\r\n\r\n%b"
+    for early in waiting:
+        early.sendall(request % (lines, len(body), body))
+    await stopped
+    for early in waiting:
+        with early:
+            answer = b"".join(iter(lambda: early.recv(65536), b""))  # noqa: B023
+        # All together they may take longer to start their children than the drain lasts.
+        assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 503 ")), answer
+
+
 # Under systemd's socket activation.
 
 _PARENT = """
@@ -523,20 +545,46 @@ _HANDED = 9
 
 
 @pytest.mark.acceptance(110)
+@pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "script"])
+@pytest.mark.parametrize("what", ["a port that is taken", "a key", "a mistake", "no file"])
 @pytest_twisted.ensureDeferred
-async def test_acceptance_110_a_daemon_that_cannot_start_says_so_and_is_gone(
-    tmp_path: Path,
+async def test_acceptance_110_what_cannot_start_says_so_and_is_gone(
+    tmp_path: Path, what: str, daemon: bool
 ) -> None:
-    files = (f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
+    """In one line, before any child is started, and as a daemon, too."""
+    file, started = tmp_path / "servers.json", tmp_path / "started"
+    child = {"command": "/bin/sh", "args": ["-c", f"touch {started}; exec cat"], "warm": 1}
+    if what == "a mistake":
+        child["comand"] = "x"
+    if what != "no file":
+        file.write_text(json.dumps({"mcpServers": {"one": child}}))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        listen = f"tcp:{port}:interface=127.0.0.1"
-        process = start([TWISTD[0], *files, "mcp-gateway", "--listen", listen], cwd=str(tmp_path))
+        pem = "privateKey=/nowhere/key.pem:certKey=/nowhere/cert.pem"
+        listen = f"ssl:0:{pem}" if what == "a key" else f"tcp:{port}"
+        words = ["--listen", f"{listen}:interface=127.0.0.1", "--config", str(file)]
+        files = (f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
+        command = [TWISTD[0], *files, "mcp-gateway"] if daemon else SCRIPT
+        process = start([*command, *words], cwd=str(tmp_path))
         assert await process.ended == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in process.err
+    said = [line for line in process.err.splitlines() if "mcp-gateway: " in line]
+    assert len(said) == 1, process.err
+    wanted = {
+        "a port that is taken": f"cannot listen on 127.0.0.1:{port}",
+        "a key": "cannot listen",
+        "a mistake": "comand",
+        "no file": "servers.json",
+    }
+    assert wanted[what] in process.err
     assert "Traceback" not in process.err
+    # Who started the daemon hears of it first; then it ends and takes its file along.
+    for _ in range(200):
+        if not (tmp_path / "pid").exists():
+            break
+        await deferLater(reactor, 0.05)
+    assert not started.exists() and not (tmp_path / "pid").exists()
 
 
 @pytest.mark.acceptance(110)

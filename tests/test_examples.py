@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -91,3 +92,19 @@ async def test_a_hosts_own_unit_test() -> None:
     process = start([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name])
     assert await process.ended == 0, process.out
     assert "1 passed" in process.out
+
+
+@pytest_twisted.ensureDeferred
+async def test_replicas_behind_haproxy(tmp_path: Path) -> None:
+    """What tests/soak/test_replicas_soak.py runs; here both files are merely read."""
+    check = ["--check", "--config", str(EXAMPLES / "haproxy" / "servers.json")]
+    process = start([sys.executable, "-m", "gateway.tap", *check])
+    assert await process.ended == 0, process.err
+    haproxy = shutil.which("haproxy", path="/usr/sbin:/usr/bin")
+    if haproxy is None:
+        return
+    configuration = tmp_path / "haproxy.cfg"
+    text = (EXAMPLES / "haproxy" / "haproxy.cfg").read_text()
+    configuration.write_text(text.replace("/run/haproxy", str(tmp_path)))
+    process = start([haproxy, "-c", "-f", str(configuration)])
+    assert await process.ended == 0, process.err

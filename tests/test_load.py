@@ -16,7 +16,8 @@ from raw import AnsweringServer, NamedInHeader, Recorder, Stack, Start, hello, r
 from raw import start as start
 from stdio_support import Observed
 from twisted.internet import reactor
-from twisted.internet.task import Clock
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.task import Clock, deferLater
 
 from gateway.config import ConfigurationError, readConfiguration
 from gateway.guard.limits import Limits
@@ -578,3 +579,29 @@ async def test_acceptance_95_a_gateway_over_its_limit() -> None:
             assert (await gateway.request("GET", path)).status == 200
     finally:
         await gateway.stop()
+
+
+@pytest.mark.acceptance(95, 108)
+@pytest_twisted.ensureDeferred
+async def test_acceptance_95_memory_is_watched_until_the_end() -> None:
+    """Calls that still run while it drains have answers, too, and clients that are gone."""
+    from live import faulty, startLive
+
+    gateway = await startLive(faulty(), drain_grace=2.0)
+    service, limit = gateway.service, resident() + 64 * MIB
+    configuration = service.configuration
+    settings = attrs.evolve(configuration.gateway, memory_limit=limit)
+    await service.reload(attrs.evolve(configuration, gateway=settings))
+    named = await gateway.session("faulty")
+    running = ensureDeferred(gateway.call("faulty", named, "sleep", seconds=1.0))
+    await gateway.call("faulty", named, "echo")
+    stopping = service.stopService()
+    much = bytearray(128 * MIB)
+    pressed: list[MemoryPressed] = []
+    while not (pressed or stopping.called):
+        await deferLater(reactor, 0.05)  # type: ignore[arg-type]
+        pressed = gateway.recorder.of(MemoryPressed)
+    assert pressed and pressed[-1].stage == Stage.REFUSE_CALLS, len(much)
+    del much
+    assert "result" in (await running).message
+    await stopping

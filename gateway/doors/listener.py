@@ -93,6 +93,7 @@ class Listener(ServerFactory):
         self.bounds = self._bounds()
         self.alike = AlikeHeads()
         self.port: IListeningPort | None = None
+        self._accepted = 0
         self._connections: set[Connection] = set()
         self._looking: IDelayedCall | None = None
         self._emptied: Deferred[None] | None = None
@@ -123,6 +124,26 @@ class Listener(ServerFactory):
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         return port
 
+    def stopListening(self) -> Deferred[None] | None:
+        """
+        Listen no more, but accept first who is connected and only waits for that: what the kernel
+        still holds when a port closes it resets. As IListeningPort.stopListening.
+        """
+        port = self.port
+        assert port is not None
+        accept = getattr(port, "doRead", None)
+        before = -1
+        while accept is not None and before < self._accepted:
+            before = self._accepted
+            accept()
+        stopped: Deferred[None] | None = port.stopListening()
+        # Twisted closes it in the next turn, until when further ones would come. (Not shut down: a
+        # socket that was handed over goes on elsewhere.)
+        listening = getattr(port, "socket", None)
+        if isinstance(listening, socket.socket):
+            listening.close()
+        return stopped
+
     # ServerFactory
 
     def doStart(self) -> None:
@@ -134,6 +155,7 @@ class Listener(ServerFactory):
         self.site.doStop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
+        self._accepted += 1
         return Connection(self)
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -2,10 +2,13 @@
 A gateway as a process of its own that tells what it holds: at SIGUSR2 it prints one line of JSON.
 
     python -m tests.lab.watched [words of mcp-gateway]
+
+With GATEWAY_LAB_TRIM in its environment it gives free memory back to the system first.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -21,6 +24,8 @@ from gateway.service import GatewayService
 def held(service: GatewayService, reactor: Any) -> dict[str, int]:
     """What must not grow, whatever came and went."""
     gc.collect()
+    if "GATEWAY_LAB_TRIM" in os.environ:
+        ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/status", encoding="ascii") as status:
         rss = int(status.read().partition("VmRSS:")[2].split()[0])
     return {
