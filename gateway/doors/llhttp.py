@@ -40,9 +40,9 @@ from twisted.web.server import Site
 
 from gateway.doors.channel import RequestChannel
 from gateway.doors.exchange import LLExchange
-from gateway.doors.outflow import Outflow
 from gateway.guard.limits import Limits
 from gateway.http1.alike import AlikeHeads
+from gateway.http1.outflow import Outflow
 from gateway.http1.requests import (
     BadRequest,
     RequestBounds,
@@ -434,6 +434,8 @@ class Connection(Protocol):
         transport: Any = self.transport
         # TLS ends when the client says so, too, and takes what is on its way meanwhile.
         self._readOn()
+        # The last piece has as long as those before.
+        self._wait(_CLOSING, self._listener.limits.reader_blocked)
         transport.loseConnection()
 
     def _linger(self) -> None:
