@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from statistics import median
 from typing import Any, ClassVar
 
 from attrs import frozen
@@ -240,11 +241,13 @@ class Start(Mode):
 @frozen
 class Fairness(Mode):
     """
-    Small calls at a steady pace while one more session moves large bodies as fast as it can.
+    Small calls at a steady pace while one more session moves large bodies, at a steady pace, too:
+    what keeps others waiting is to be seen, not what a machine without a core to spare does.
 
-    Three times: without it; while it moves them through another process of the same subject, so
-    that the machine is as busy; while it moves them through the same process. Where there are
-    fewer cores than processes that are busy, the first tells more of the machine.
+    Three ways: with the bodies through the same process; through another process of the same
+    subject, so that the machine is as busy; without. A round has many short slices of each in
+    turn, and tells the middle of their percentiles, for what else the machine does comes in bursts.
+    Behind the bodies is a server of their own: the others do not wait for it.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -253,53 +256,60 @@ class Fairness(Mode):
         Column("quiet", "p99 ms without bodies", 2),
         Column("ratio", "to another process", 2),
         Column("whole", "to without", 2),
+        Column("longest", "longest ms beside them", 1),
         Column("bodies", "bodies/s", 1),
     )
     sessions: int = 8
     pace: float = 0.02
     size: int = 4 * MIB - 1024
     """A body of less than 4 MiB with what is around it."""
+    bodyPace: float = 0.1
+    slices: int = 8
 
     def prepare(self, bench: Bench) -> None:
         bench.open(bench.subject.name, self.sessions)
 
     def round(self, bench: Bench) -> Sample:
-        quiet = self._paced(bench)
+        reports: dict[str, list[Report]] = {"quiet": [], "elsewhere": [], "here": [], "bodies": []}
         other = bench.launch()
         with Client() as mover:
             try:
                 other.waitUntilItListens()
-                bench.openAt(other, "elsewhere", 1, client=mover)
-                bench.open("here", 1, client=mover)
-                elsewhere, _ = self._beside(bench, mover, "elsewhere")
-                moved, bodies = self._beside(bench, mover, "here")
+                bench.openAt(other, "elsewhere", 1, client=mover, bodies=True)
+                bench.open("here", 1, client=mover, bodies=True)
+                ways = ["elsewhere", "here", "quiet"]
+                for _ in range(self.slices):
+                    for way in ways:
+                        reports[way].append(self._slice(bench, mover, way, reports["bodies"]))
+                    ways = [*ways[1:], ways[0]]
             finally:
                 other.close()
-        reports = [quiet, elsewhere, moved, bodies]
+        p99 = {way: median(report.p99 for report in reports[way]) for way in ways}
         values = {
-            "moved": moved.p99,
-            "elsewhere": elsewhere.p99,
-            "quiet": quiet.p99,
-            "ratio": moved.p99 / elsewhere.p99,
-            "whole": moved.p99 / quiet.p99,
-            "bodies": bodies.rate,
+            "moved": p99["here"],
+            "elsewhere": p99["elsewhere"],
+            "quiet": p99["quiet"],
+            "ratio": p99["here"] / p99["elsewhere"],
+            "whole": p99["here"] / p99["quiet"],
+            "longest": max(report.longest for report in reports["here"]),
+            "bodies": median(report.rate for report in reports["bodies"]),
         }
-        first = next((report.first for report in reports if report.first), "")
-        return Sample(values, sum(report.errors for report in reports), first)
+        every = [report for each in reports.values() for report in each]
+        first = next((report.first for report in every if report.first), "")
+        return Sample(values, sum(report.errors for report in every), first)
 
-    def _paced(self, bench: Bench) -> Report:
-        seconds = max(bench.length.seconds, 2.0)
-        return bench.client.run(
+    def _slice(self, bench: Bench, mover: Client, way: str, bodies: list[Report]) -> Report:
+        """A second of small calls; way: where bodies are moved meanwhile."""
+        seconds = bench.length.seconds
+        if way != "quiet":
+            plan = {"shape": {"size": self.size}, "seconds": seconds, "pace": self.bodyPace}
+            mover.begin("calls", name=way, plan={**plan, "patience": 30.0})
+        report = bench.client.run(
             "calls", bench.subject.name, shape={}, pace=self.pace, seconds=seconds
         )
-
-    def _beside(self, bench: Bench, mover: Client, name: str) -> tuple[Report, Report]:
-        seconds = max(bench.length.seconds, 2.0) + 0.5
-        plan = {"shape": {"size": self.size}, "seconds": seconds, "patience": 30.0}
-        mover.begin("calls", name=name, plan=plan)
-        time.sleep(0.25)
-        report = self._paced(bench)
-        return report, Report(**mover.answer())
+        if way != "quiet":
+            bodies.append(Report(**mover.answer()))
+        return report
 
 
 _POSTED = (STREAMABLE, HTTP)

@@ -27,7 +27,7 @@ from gateway.guard.limits import Limits
 from gateway.http1.client import Fault, Outgoing, ResponseHead
 from gateway.links.interfaces import EventMark, ILinkListener
 from gateway.observe.observer import IObserver, MessageDropped
-from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode
+from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode, salvageID
 from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
 __all__ = ["LINGER", "Stream", "Surroundings"]
@@ -176,8 +176,8 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         """A message came in an event."""
         raise NotImplementedError
 
-    def noiseReceived(self, size: int) -> None:
-        """An event came that holds no message."""
+    def noiseReceived(self, data: bytes, id: bytes | None) -> None:
+        """An event came that holds no message; id: the one it seems to have nevertheless."""
         raise NotImplementedError
 
     def tooLarge(self) -> None:
@@ -262,8 +262,11 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
             return
         try:
             decoded = decode(event.data)
-        except (NotJSON, NotAMessage):
-            self.noiseReceived(len(event.data))
+        except NotJSON:
+            self.noiseReceived(event.data, salvageID(event.data))
+            return
+        except NotAMessage as bad:
+            self.noiseReceived(event.data, bad.id)
             return
         if isinstance(decoded, Message):
             self.messageReceived(decoded, mark)
@@ -275,4 +278,4 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
                 self.messageReceived(one, mark)
                 mark = None
             else:
-                self.noiseReceived(len(event.data))
+                self.noiseReceived(event.data, one.id)
