@@ -1,5 +1,5 @@
 """
-`python -m benchmarks.floors KIND PORT [--shared | --upstream PORT --bodies PORT]`: serves one floor.
+`python -m benchmarks.floors KIND PORT [--shared | --upstream PORT --bodies PORT]`: one floor.
 """
 
 from __future__ import annotations

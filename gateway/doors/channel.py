@@ -21,7 +21,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Site
 
 from gateway.doors.exchange import Carrier
-from gateway.http1.requests import BadRequest, RequestLine
+from gateway.http1.request_head import BadRequest, RequestLine
 from gateway.http1.writing import CONTINUE
 from gateway.wire.context import HeaderPairs
 

@@ -9,7 +9,7 @@ from io import SEEK_END, BytesIO
 from typing import Any, Protocol
 
 from gateway.http1.outflow import PIECE, Outflow
-from gateway.http1.requests import RequestLine
+from gateway.http1.request_head import RequestLine
 from gateway.http1.writing import CHUNKED, CONTINUE, LAST_CHUNK, chunk, encodeAnswer, encodeHead
 from gateway.proxies import crossorigin
 from gateway.wire.context import HeaderPairs

@@ -43,13 +43,8 @@ from gateway.doors.exchange import LLExchange
 from gateway.guard.limits import Limits
 from gateway.http1.alike import AlikeHeads
 from gateway.http1.outflow import Outflow
-from gateway.http1.requests import (
-    BadRequest,
-    RequestBounds,
-    RequestLine,
-    RequestOwner,
-    RequestReader,
-)
+from gateway.http1.request_head import BadRequest, RequestBounds, RequestLine
+from gateway.http1.requests import RequestOwner, RequestReader
 from gateway.http1.writing import CLOSE, KEEP_ALIVE, encodeAnswer
 from gateway.wire import refusals
 from gateway.wire.context import HeaderPairs

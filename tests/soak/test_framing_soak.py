@@ -303,7 +303,8 @@ FUZZ = """
 import sys
 import atheris
 with atheris.instrument_imports(include=["gateway.http1"]):
-    from gateway.http1.requests import BadRequest, RequestBounds, RequestReader
+    from gateway.http1.request_head import BadRequest, RequestBounds
+    from gateway.http1.requests import RequestReader
 sys.path.insert(0, {tests!r})
 from streams import cut, difference, judge, read, told
 
