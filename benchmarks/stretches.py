@@ -2,8 +2,10 @@
 How long the gateway keeps its reactor in one stretch while bodies of 4 MiB go through it.
 
 `python -m benchmarks.stretches` starts a gateway whose poller tells the CPU time from each return
-of it to the next call: what is done in one turn, while everybody else waits. CPU time, so that what
-else the machine does is not in it. Linux only, for it wraps the poller of `EPollReactor`.
+of it to the next call: what is done in one turn, while everybody else waits. From these follows how
+long what comes at any moment waits for its turn. In CPU time, what else the machine does is not in
+it: on two shared cores latencies tell more of the scheduler. Linux only, for it wraps the poller of
+`EPollReactor`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Client
-from benchmarks.load.rounds import percentile
-from benchmarks.process import Background, freePort
+from benchmarks.process import ROOT, Background, freePort
 from benchmarks.subjects import ECHO_HTTP, ECHO_STDIO, HTTP, STREAMABLE
 
-__all__ = ["Stretches", "main"]
+__all__ = ["Stretches", "main", "measure", "waits"]
 
 MIB = 1024 * 1024
 _SERVE = "serve"
@@ -73,11 +74,30 @@ def _serve(report: Path, words: list[str]) -> None:
     run(words)
 
 
-def measure(lane: str, size: int, seconds: float, pace: float) -> list[float]:
+def waits(turns: list[float], seconds: float, part: float) -> float:
     """
-    CPU seconds of each turn while one session has texts of `size` characters echoed.
+    How long, at most, this part of what comes at random moments waits for the turn that runs.
 
-    pace: seconds from one call to the next; 0: at once.
+    turns: CPU seconds of each, of which the gateway does one after the other within `seconds`, on a
+    core that it has to itself.
+    """
+    left, count, total = (1 - part) * seconds, 0, 0.0
+    for turn in sorted(turns, reverse=True):
+        # So many are longer than the wait that is looked for; they overlap it by what is left.
+        if count and total - count * turn >= left:
+            break
+        count, total = count + 1, total + turn
+    return max(0.0, (total - left) / count) if count else 0.0
+
+
+def measure(
+    lane: str, size: int, seconds: float, pace: float, checkout: Path
+) -> tuple[list[float], int]:
+    """
+    CPU seconds of each turn while one session has texts of `size` characters echoed, and how many
+    were.
+
+    pace: seconds from one call to the next. checkout: of the gateway.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -93,8 +113,8 @@ def measure(lane: str, size: int, seconds: float, pace: float) -> list[float]:
         port = freePort()
         listen = f"tcp:{port}:interface=127.0.0.1"
         gateway = ["--config", str(configuration), "--listen", listen]
-        argv = [sys.executable, "-P", "-m", "benchmarks.stretches", _SERVE, str(report), *gateway]
-        running = Background(argv, port, environ={"PYTHONPATH": str(Path.cwd())})
+        argv = [sys.executable, "-P", __file__, _SERVE, str(report), *gateway]
+        running = Background(argv, port, environ={"PYTHONPATH": str(checkout)})
         client = stack.enter_context(Client())
         try:
             running.waitUntilItListens()
@@ -107,17 +127,20 @@ def measure(lane: str, size: int, seconds: float, pace: float) -> list[float]:
         if done.errors or not done.done:
             raise SystemExit(f"{done.errors} errors: {done.first} {running.output()}")
         taken: list[float] = json.loads(report.read_text())
-        return taken
+        return taken, done.done
 
 
-def _told(taken: list[float]) -> str:
-    ordered = sorted(taken)
-    long = [one for one in ordered if one >= 0.5e-3]
+def _told(turns: list[float], bodies: int, pace: float) -> str:
+    ordered = sorted(turns)
+    # Two for each body: it came whole, and its answer did.
+    longest = statistics.median(ordered[-2 * bodies :])
+    waited = [waits(ordered, bodies * pace, part) for part in (0.99, 0.999)]
     parts = [
-        f"{len(ordered):,} turns, {sum(ordered):.2f} s",
-        f"over 0.5 ms: {len(long)}, median {statistics.median(long) * 1e3 if long else 0:.2f} ms",
-        f"p99.9 {percentile(ordered, 0.999) * 1e3:.2f} ms",
-        f"longest {' '.join(f'{one * 1e3:.2f}' for one in ordered[-3:])} ms",
+        f"{bodies} bodies, {sum(ordered) / bodies * 1e3:.1f} ms each in {len(ordered):,} turns",
+        f"the two longest for each {longest * 1e3:.2f} ms in the middle",
+        f"the longest {' '.join(f'{one * 1e3:.2f}' for one in ordered[-3:])}",
+        f"at {1 / pace:.0f} a second others wait {waited[0] * 1e3:.2f} ms (p99), "
+        f"{waited[1] * 1e3:.2f} (p99.9)",
     ]
     return "; ".join(parts)
 
@@ -132,9 +155,13 @@ def main(words: list[str]) -> None:
     parser.add_argument("--size", type=int, default=4 * MIB - 1024, help="characters of a text")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--pace", type=float, default=0.1, help="seconds from call to call")
+    parser.add_argument("--before", type=Path, help="another checkout, to measure beside")
     given = parser.parse_args(words)
+    checkouts = {"": ROOT} if given.before is None else {"": ROOT, "before, ": given.before}
     for lane in given.lanes.split(","):
-        print(f"{lane}: {_told(measure(lane, given.size, given.seconds, given.pace))}")
+        for name, checkout in checkouts.items():
+            turns, bodies = measure(lane, given.size, given.seconds, given.pace, checkout)
+            print(f"{name}{lane}: {_told(turns, bodies, given.pace)}")
 
 
 if __name__ == "__main__":

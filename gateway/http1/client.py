@@ -119,8 +119,14 @@ class Outgoing(msgspec.Struct, eq=False):
         length = len(body)
         if length > PIECE:
             body, rest = body[:_FIRST], memoryview(body)[_FIRST:]
-        head = self._method, self._target.line, self._fields
-        return b"%b%b%bContent-Length: %d\r\n\r\n%b" % (*head, length, body), rest
+        first = b"%b%b%bContent-Length: %d\r\n\r\n%b" % (
+            self._method,
+            self._target.line,
+            self._fields,
+            length,
+            body,
+        )
+        return first, rest
 
     def connected(self, connection: Connection) -> None:
         """See Connecting."""

@@ -1,0 +1,150 @@
+"""
+Readers that read nothing, beside one that does:
+`pytest -m soak -s tests/soak/test_slow_readers_soak.py`.
+
+GATEWAY_SOAK_READERS: how many. The gateway is a process of its own, so its memory is nobody else's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from attrs import define, field
+from cycles import wait
+from live import PROTOCOL
+from processes import ROOT, startGateway
+
+pytestmark = pytest.mark.soak
+
+KIB = 1024
+FIELDS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+
+
+def resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def percentile(times: list[float], part: float) -> float:
+    return sorted(times)[int(len(times) * part)] * 1000
+
+
+@define(eq=False)
+class Caller:
+    """A client with a session of its own, whose child it has to itself."""
+
+    port: int
+    wire: HTTPConnection = field(init=False)
+    fields: dict[str, str] = field(init=False)
+    _ids: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.wire = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        self.wire.connect()
+        # A small window, so that what a client does not read soon stays with the gateway.
+        self.wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.fields = dict(FIELDS)
+        params: dict[str, Any] = {"protocolVersion": PROTOCOL, "capabilities": {}}
+        params["clientInfo"] = {"name": "soak", "version": "1"}
+        self.post({"id": 0, "method": "initialize", "params": params})
+        self.post({"method": "notifications/initialized"})
+        self.call("echo")
+
+    def post(self, message: dict[str, Any], read: bool = True) -> bytes:
+        body = json.dumps({"jsonrpc": "2.0", **message})
+        self.wire.request("POST", "/servers/faulty/mcp", body, self.fields)
+        if not read:
+            return b""
+        answer = self.wire.getresponse()
+        said = answer.read()
+        assert answer.status in (200, 202), said
+        if session := answer.getheader("Mcp-Session-Id"):
+            self.fields["Mcp-Session-Id"] = session
+        return said
+
+    def call(self, verb: str, read: bool = True, **arguments: object) -> None:
+        self._ids += 1
+        params = {"name": verb, "arguments": arguments}
+        said = self.post({"id": self._ids, "method": "tools/call", "params": params}, read)
+        assert not read or json.loads(said)["id"] == self._ids
+
+    @property
+    def cut(self) -> bool:
+        """Whether the gateway ended its connection; nothing is read for that."""
+        self.wire.sock.setblocking(False)
+        try:
+            self.wire.sock.send(b"")
+            return self.wire.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def times(self, seconds: float) -> list[float]:
+        """How long its calls take, 200 of them in a second."""
+        taken = []
+        end = time.monotonic() + seconds
+        while (began := time.monotonic()) < end:
+            self.call("echo")
+            taken.append(time.monotonic() - began)
+            time.sleep(max(0.0, 0.005 - taken[-1]))
+        return taken
+
+
+@pytest.mark.acceptance(13, 77)
+@pytest.mark.parametrize("how", ["streams", "answers"])
+@pytest_twisted.ensureDeferred
+async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
+    tmp_path: Path, how: str
+) -> None:
+    """What each holds, when it is cut, and what others notice of it."""
+    count = int(os.environ.get("GATEWAY_SOAK_READERS", 20))
+    server = {"command": sys.executable, "args": [str(ROOT / "tests" / "faulty_server.py")]}
+    file = tmp_path / "gateway.json"
+    file.write_text(json.dumps({"mcpServers": {"faulty": server}}))
+    running = await startGateway("--config", str(file))
+    pid, port = running.process.transport.pid, int(running.base.rpartition(":")[2])
+    good = Caller(port)
+    readers = [Caller(port) for _ in range(count)]
+    quiet = good.times(10)
+    before = resident(pid)
+    began = time.monotonic()
+    for reader in readers:
+        if how == "streams":
+            # 20 MB each, if anybody read them.
+            params = {"data": "x" * 1000}
+            reader.call("notify", read=False, count=20_000, params=params)
+        else:
+            reader.call("long", read=False, bytes=1024 * KIB)
+    # Until they block; a child that fills its pipe is as busy as any other.
+    good.times(3)
+    beside = good.times(20)
+    held = (resident(pid) - before) / count
+    cuts: dict[Caller, float] = {}
+    while len(cuts) < count and time.monotonic() < began + 60:
+        await wait(0.1)
+        for reader in readers:
+            if reader not in cuts and reader.cut:
+                cuts[reader] = time.monotonic() - began
+    p99 = percentile(quiet, 0.99), percentile(beside, 0.99)
+    print(
+        f"\n{count} readers of {how} that read nothing: {held / KIB:.0f} KiB held for each; "
+        f"cut after {min(cuts.values()):.1f} to {max(cuts.values()):.1f} s; a good client's p99 "
+        f"{p99[0]:.2f} ms before, {p99[1]:.2f} beside them"
+    )
+    assert len(cuts) == count
+    # 30 s, looked at once a second, and what it takes to fill the buffers first.
+    assert min(cuts.values()) >= 29 and max(cuts.values()) <= 36
+    # One answer is held whole (`max_answer`); of a stream, `max_stream_bytes` and a read more.
+    assert held <= (1024 + 256 if how == "answers" else 256 + 128) * KIB
+    assert p99[1] <= 1.1 * p99[0] + 1
+    assert await running.stop() == 0
