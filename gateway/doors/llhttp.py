@@ -369,6 +369,10 @@ class Connection(Protocol):
         if self._paused and phase is _ANSWER and self._leftUnread():
             self.cut()
             return
+        answers = phase is _ANSWER or phase is _CLOSING
+        if answers and self._due != _NEVER and self.out.blocked and self.out.moved != self._moved:
+            # It takes some, if slowly.
+            self._stalled(phase)
         if now < self._due:
             # A proxy looks after its own streams.
             own = isinstance(self.serving, RequestChannel) and self._due == _NEVER
@@ -393,9 +397,6 @@ class Connection(Protocol):
                 self._refuse(refusals.tooSlow())
         elif phase is _ANSWER and not self.out.blocked:
             self._due = _NEVER
-        elif self.out.blocked and self.out.moved != self._moved:
-            # It takes some, if slowly.
-            self._stalled(phase)
         else:
             if self.out.blocked:
                 self._listener.bounded("reader_blocked")

@@ -136,11 +136,14 @@ async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
             if reader not in cuts and reader.cut:
                 cuts[reader] = time.monotonic() - began
     p99 = percentile(quiet, 0.99), percentile(beside, 0.99)
+    assert cuts
     print(
         f"\n{count} readers of {how} that read nothing: {held / KIB:.0f} KiB held for each; "
         f"cut after {min(cuts.values()):.1f} to {max(cuts.values()):.1f} s; a good client's p99 "
         f"{p99[0]:.2f} ms before, {p99[1]:.2f} beside them"
     )
+    for caller in (good, *readers):
+        caller.wire.close()
     assert len(cuts) == count
     # 30 s, looked at once a second, and what it takes to fill the buffers first.
     assert min(cuts.values()) >= 29 and max(cuts.values()) <= 36
