@@ -131,7 +131,8 @@ def _keepWhatIsFreed() -> None:
     glibc gives blocks as large as a body back to the system at once, until it has seen a larger one
     freed (mallopt(3), "dynamic mmap threshold"). Getting their pages anew took 1.4 ms of each copy
     of 4 MiB, in which nobody else had a turn; the copy itself takes 0.1. This block is never
-    written to, so it takes no memory.
+    written to, so it takes no memory. Where memory is short, what is kept is given back
+    (`gateway.guard.memory`).
     """
     bytes(_LARGEST)
 
