@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import define, field
-from cycles import wait
 from live import PROTOCOL
-from processes import ROOT, startGateway
+from processes import ROOT, Gateway, startGateway
 
 pytestmark = pytest.mark.soak
 
@@ -113,11 +112,19 @@ async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
     server = {"command": sys.executable, "args": [str(ROOT / "tests" / "faulty_server.py")]}
     file = tmp_path / "gateway.json"
     file.write_text(json.dumps({"mcpServers": {"faulty": server}}))
-    running = await startGateway("--config", str(file))
+    # What else the machine does falls on the clients of both.
+    running, other = [await startGateway("--config", str(file)) for _ in range(2)]
+    try:
+        _compared(count, how, running, other)
+    finally:
+        ended = [await running.stop(), await other.stop()]
+    assert ended == [0, 0]
+
+
+def _compared(count: int, how: str, running: Gateway, other: Gateway) -> None:
     pid, port = running.process.transport.pid, int(running.base.rpartition(":")[2])
-    good = Caller(port)
+    good, elsewhere = Caller(port), Caller(int(other.base.rpartition(":")[2]))
     readers = [Caller(port) for _ in range(count)]
-    quiet = [good.times(1) for _ in range(20)]
     before = resident(pid)
     began = time.monotonic()
     for reader in readers:
@@ -129,11 +136,14 @@ async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
             reader.call("long", read=False, bytes=1024 * KIB)
     # Until they block; a child that fills its pipe is as busy as any other.
     good.times(3)
-    beside = [good.times(1) for _ in range(20)]
+    beside, quiet = [], []
+    for _ in range(20):
+        beside.append(good.times(0.5))
+        quiet.append(elsewhere.times(0.5))
     held = (resident(pid) - before) / count
     cuts: dict[Caller, float] = {}
     while len(cuts) < count and time.monotonic() < began + 60:
-        await wait(0.1)
+        time.sleep(0.1)
         for reader in readers:
             if reader not in cuts and reader.cut:
                 cuts[reader] = time.monotonic() - began
@@ -142,9 +152,9 @@ async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
     print(
         f"\n{count} readers of {how} that read nothing: {held / KIB:.0f} KiB held for each; "
         f"cut after {min(cuts.values()):.1f} to {max(cuts.values()):.1f} s; a good client's p99 "
-        f"{p99[0]:.2f} ms before, {p99[1]:.2f} beside them"
+        f"{p99[0]:.2f} ms at another gateway, {p99[1]:.2f} beside them"
     )
-    for caller in (good, *readers):
+    for caller in (good, elsewhere, *readers):
         caller.wire.close()
     assert len(cuts) == count
     # 30 s, looked at once a second, and what it takes to fill the buffers first.
@@ -154,4 +164,3 @@ async def test_acceptance_13_77_who_reads_nothing_is_bounded_and_cut(
     most = (1024 + 256 if how == "answers" else 256 + 128) * KIB
     assert held <= most + 32 * KIB * KIB / count
     assert p99[1] <= 1.1 * p99[0] + 1
-    assert await running.stop() == 0
