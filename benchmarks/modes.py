@@ -264,7 +264,7 @@ class Fairness(Mode):
     size: int = 4 * MIB - 1024
     """A body of less than 4 MiB with what is around it."""
     bodyPace: float = 0.1
-    slices: int = 8
+    slices: int = 5
 
     def prepare(self, bench: Bench) -> None:
         bench.open(bench.subject.name, self.sessions)
