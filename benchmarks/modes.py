@@ -244,15 +244,15 @@ class Fairness(Mode):
     Small calls at a steady pace while one more session moves large bodies, at a steady pace, too:
     what keeps others waiting is to be seen, not what a machine without a core to spare does.
 
-    Three ways: with the bodies through the same process; through another process of the same
-    subject, so that the machine is as busy; without. A round has many short slices of each in
-    turn, and tells the middle of their percentiles, for what else the machine does comes in bursts.
-    Behind the bodies is a server of their own: the others do not wait for it.
+    The same calls go, at the same time, to another process of the same subject, which moves none:
+    whatever else the machine does falls on both. A round has short slices of that and of calls
+    without bodies by turns, and tells the middle of their percentiles. Behind the bodies is a
+    server of their own: the others do not wait for it.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
         Column("moved", "p99 ms beside 4 MiB bodies", 2),
-        Column("elsewhere", "p99 ms, bodies through another process", 2),
+        Column("elsewhere", "p99 ms at another process, meanwhile", 2),
         Column("quiet", "p99 ms without bodies", 2),
         Column("ratio", "to another process", 2),
         Column("whole", "to without", 2),
@@ -264,52 +264,52 @@ class Fairness(Mode):
     size: int = 4 * MIB - 1024
     """A body of less than 4 MiB with what is around it."""
     bodyPace: float = 0.1
-    slices: int = 5
+    slices: int = 8
 
     def prepare(self, bench: Bench) -> None:
         bench.open(bench.subject.name, self.sessions)
 
     def round(self, bench: Bench) -> Sample:
-        reports: dict[str, list[Report]] = {"quiet": [], "elsewhere": [], "here": [], "bodies": []}
         other = bench.launch()
-        with Client() as mover:
+        here: list[Report] = []
+        elsewhere: list[Report] = []
+        quiet: list[Report] = []
+        bodies: list[Report] = []
+        with Client() as mover, Client() as second:
             try:
                 other.waitUntilItListens()
-                bench.openAt(other, "elsewhere", 1, client=mover, bodies=True)
-                bench.open("here", 1, client=mover, bodies=True)
-                ways = ["elsewhere", "here", "quiet"]
+                bench.openAt(other, "elsewhere", self.sessions, client=second)
+                bench.open("bodies", 1, client=mover, bodies=True)
                 for _ in range(self.slices):
-                    for way in ways:
-                        reports[way].append(self._slice(bench, mover, way, reports["bodies"]))
-                    ways = [*ways[1:], ways[0]]
+                    self._begin(bench, mover, "bodies", self.bodyPace, self.size)
+                    self._begin(bench, second, "elsewhere", self.pace)
+                    self._begin(bench, bench.client, bench.subject.name, self.pace)
+                    here.append(Report(**bench.client.answer()))
+                    elsewhere.append(Report(**second.answer()))
+                    bodies.append(Report(**mover.answer()))
+                    self._begin(bench, bench.client, bench.subject.name, self.pace)
+                    quiet.append(Report(**bench.client.answer()))
             finally:
                 other.close()
-        p99 = {way: median(report.p99 for report in reports[way]) for way in ways}
+        moved, others, alone = (
+            median(report.p99 for report in reports) for reports in (here, elsewhere, quiet)
+        )
         values = {
-            "moved": p99["here"],
-            "elsewhere": p99["elsewhere"],
-            "quiet": p99["quiet"],
-            "ratio": p99["here"] / p99["elsewhere"],
-            "whole": p99["here"] / p99["quiet"],
-            "longest": max(report.longest for report in reports["here"]),
-            "bodies": median(report.rate for report in reports["bodies"]),
+            "moved": moved,
+            "elsewhere": others,
+            "quiet": alone,
+            "ratio": moved / others,
+            "whole": moved / alone,
+            "longest": max(report.longest for report in here),
+            "bodies": median(report.rate for report in bodies),
         }
-        every = [report for each in reports.values() for report in each]
+        every = [*here, *elsewhere, *quiet, *bodies]
         first = next((report.first for report in every if report.first), "")
         return Sample(values, sum(report.errors for report in every), first)
 
-    def _slice(self, bench: Bench, mover: Client, way: str, bodies: list[Report]) -> Report:
-        """A second of small calls; way: where bodies are moved meanwhile."""
-        seconds = bench.length.seconds
-        if way != "quiet":
-            plan = {"shape": {"size": self.size}, "seconds": seconds, "pace": self.bodyPace}
-            mover.begin("calls", name=way, plan={**plan, "patience": 30.0})
-        report = bench.client.run(
-            "calls", bench.subject.name, shape={}, pace=self.pace, seconds=seconds
-        )
-        if way != "quiet":
-            bodies.append(Report(**mover.answer()))
-        return report
+    def _begin(self, bench: Bench, client: Client, name: str, pace: float, size: int = 64) -> None:
+        plan = {"shape": {"size": size}, "seconds": bench.length.seconds, "pace": pace}
+        client.begin("calls", name=name, plan={**plan, "patience": 30.0})
 
 
 _POSTED = (STREAMABLE, HTTP)

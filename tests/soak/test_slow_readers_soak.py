@@ -150,8 +150,8 @@ def _compared(count: int, how: str, running: Gateway, other: Gateway) -> None:
     print(
         f"\n{count} readers of {how} that read nothing: {held / KIB:.0f} KiB held for each; "
         f"cut after {min(cuts.values()):.1f} to {max(cuts.values()):.1f} s; of {len(beside):,} "
-        f"calls beside them p50 {p50[1]:.2f} and p99 {p99[1]:.2f} ms, of as many at another gateway "
-        f"{p50[0]:.2f} and {p99[0]:.2f}"
+        f"calls beside them p50 {p50[1]:.2f} and p99 {p99[1]:.2f} ms, of as many at another "
+        f"gateway {p50[0]:.2f} and {p99[0]:.2f}"
     )
     for caller in (good, elsewhere, *readers):
         caller.wire.close()
