@@ -60,10 +60,15 @@ class Bench:
         return self.running
 
     def open(
-        self, name: str, sessions: int, streams: bool = False, client: Client | None = None
+        self,
+        name: str,
+        sessions: int,
+        streams: bool = False,
+        client: Client | None = None,
+        bodies: bool = False,
     ) -> None:
         """Open sessions (more, where the name has some). Raises: LoadFailed."""
-        self.openAt(self.own, name, sessions, streams, client)
+        self.openAt(self.own, name, sessions, streams, client, bodies)
 
     def openAt(
         self,
@@ -72,13 +77,19 @@ class Bench:
         sessions: int,
         streams: bool = False,
         client: Client | None = None,
+        bodies: bool = False,
     ) -> None:
-        """The same, with another one than `running`. Raises: LoadFailed."""
+        """
+        The same, with another one than `running`.
+
+        bodies: with the server that is there for large bodies, where it has one.
+        Raises: LoadFailed.
+        """
         (client or self.client).do(
             "open",
             name=name,
             port=at.port,
-            path=self.subject.path,
+            path=(bodies and self.subject.bodies) or self.subject.path,
             sse=self.subject.lane == SSE,
             revision=self.revision,
             sessions=sessions,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from statistics import median
 from typing import Any, ClassVar
 
 from attrs import frozen
@@ -240,66 +241,75 @@ class Start(Mode):
 @frozen
 class Fairness(Mode):
     """
-    Small calls at a steady pace while one more session moves large bodies as fast as it can.
+    Small calls at a steady pace while one more session moves large bodies, at a steady pace, too:
+    what keeps others waiting is to be seen, not what a machine without a core to spare does.
 
-    Three times: without it; while it moves them through another process of the same subject, so
-    that the machine is as busy; while it moves them through the same process. Where there are
-    fewer cores than processes that are busy, the first tells more of the machine.
+    The same calls go, at the same time, to another process of the same subject, which moves none:
+    whatever else the machine does falls on both. A round has short slices of that and of calls
+    without bodies by turns, and tells the middle of their percentiles. Behind the bodies is a
+    server of their own: the others do not wait for it.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
         Column("moved", "p99 ms beside 4 MiB bodies", 2),
-        Column("elsewhere", "p99 ms, bodies through another process", 2),
+        Column("elsewhere", "p99 ms at another process, meanwhile", 2),
         Column("quiet", "p99 ms without bodies", 2),
         Column("ratio", "to another process", 2),
         Column("whole", "to without", 2),
+        Column("longest", "longest ms beside them", 1),
         Column("bodies", "bodies/s", 1),
     )
     sessions: int = 8
     pace: float = 0.02
     size: int = 4 * MIB - 1024
     """A body of less than 4 MiB with what is around it."""
+    bodyPace: float = 0.1
+    slices: int = 8
 
     def prepare(self, bench: Bench) -> None:
         bench.open(bench.subject.name, self.sessions)
 
     def round(self, bench: Bench) -> Sample:
-        quiet = self._paced(bench)
         other = bench.launch()
-        with Client() as mover:
+        here: list[Report] = []
+        elsewhere: list[Report] = []
+        quiet: list[Report] = []
+        bodies: list[Report] = []
+        with Client() as mover, Client() as second:
             try:
                 other.waitUntilItListens()
-                bench.openAt(other, "elsewhere", 1, client=mover)
-                bench.open("here", 1, client=mover)
-                elsewhere, _ = self._beside(bench, mover, "elsewhere")
-                moved, bodies = self._beside(bench, mover, "here")
+                bench.openAt(other, "elsewhere", self.sessions, client=second)
+                bench.open("bodies", 1, client=mover, bodies=True)
+                for _ in range(self.slices):
+                    self._begin(bench, mover, "bodies", self.bodyPace, self.size)
+                    self._begin(bench, second, "elsewhere", self.pace)
+                    self._begin(bench, bench.client, bench.subject.name, self.pace)
+                    here.append(Report(**bench.client.answer()))
+                    elsewhere.append(Report(**second.answer()))
+                    bodies.append(Report(**mover.answer()))
+                    self._begin(bench, bench.client, bench.subject.name, self.pace)
+                    quiet.append(Report(**bench.client.answer()))
             finally:
                 other.close()
-        reports = [quiet, elsewhere, moved, bodies]
-        values = {
-            "moved": moved.p99,
-            "elsewhere": elsewhere.p99,
-            "quiet": quiet.p99,
-            "ratio": moved.p99 / elsewhere.p99,
-            "whole": moved.p99 / quiet.p99,
-            "bodies": bodies.rate,
-        }
-        first = next((report.first for report in reports if report.first), "")
-        return Sample(values, sum(report.errors for report in reports), first)
-
-    def _paced(self, bench: Bench) -> Report:
-        seconds = max(bench.length.seconds, 2.0)
-        return bench.client.run(
-            "calls", bench.subject.name, shape={}, pace=self.pace, seconds=seconds
+        moved, others, alone = (
+            median(report.p99 for report in reports) for reports in (here, elsewhere, quiet)
         )
+        values = {
+            "moved": moved,
+            "elsewhere": others,
+            "quiet": alone,
+            "ratio": moved / others,
+            "whole": moved / alone,
+            "longest": max(report.longest for report in here),
+            "bodies": median(report.rate for report in bodies),
+        }
+        every = [*here, *elsewhere, *quiet, *bodies]
+        first = next((report.first for report in every if report.first), "")
+        return Sample(values, sum(report.errors for report in every), first)
 
-    def _beside(self, bench: Bench, mover: Client, name: str) -> tuple[Report, Report]:
-        seconds = max(bench.length.seconds, 2.0) + 0.5
-        plan = {"shape": {"size": self.size}, "seconds": seconds, "patience": 30.0}
-        mover.begin("calls", name=name, plan=plan)
-        time.sleep(0.25)
-        report = self._paced(bench)
-        return report, Report(**mover.answer())
+    def _begin(self, bench: Bench, client: Client, name: str, pace: float, size: int = 64) -> None:
+        plan = {"shape": {"size": size}, "seconds": bench.length.seconds, "pace": pace}
+        client.begin("calls", name=name, plan={**plan, "patience": 30.0})
 
 
 _POSTED = (STREAMABLE, HTTP)

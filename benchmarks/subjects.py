@@ -46,14 +46,16 @@ class Place:
     """
     Where a subject is to run.
 
-    port: it serves there; upstream: the port of the HTTP server behind it; directory: for its
-    files. stdio: the command line of the stdio server behind it.
+    port: it serves there; upstream: the port of the HTTP server behind it; bodies: of another one,
+    for large bodies; directory: for its files. stdio: the command line of the stdio server behind
+    it.
     """
 
     port: int
     upstream: int
     directory: Path
     stdio: Sequence[str] = ECHO_STDIO
+    bodies: int = 0
 
 
 Command = Callable[[Place], Sequence[str]]
@@ -65,7 +67,8 @@ class Subject:
     A program that is measured in one lane.
 
     command: makes its command line for a place, and writes the files that it reads.
-    path: of its MCP endpoint, or of the stream.
+    path: of its MCP endpoint, or of the stream. bodies: of the one for large bodies, where that is
+    another.
     version: as it tells it.
     shared: whether its sessions share a child; None where that cannot be chosen.
     crowd: the sessions it is asked to hold at most.
@@ -81,6 +84,7 @@ class Subject:
     crowd: int = 10_000
     patience: int = 1
     environ: Mapping[str, str] = field(factory=dict)
+    bodies: str = ""
 
     def start(self, place: Place) -> Background:
         """
@@ -95,24 +99,28 @@ class Subject:
 
 def _gateway(lane: str, shared: bool | None, checkout: Path | None = None) -> Subject:
     def command(place: Place) -> Sequence[str]:
-        server: dict[str, object]
+        servers: dict[str, dict[str, object]] = {}
         if lane == HTTP:
-            server = {"type": "http", "url": f"http://127.0.0.1:{place.upstream}/mcp"}
+            for name, port in (("echo", place.upstream), ("bodies", place.bodies)):
+                servers[name] = {"type": "http", "url": f"http://127.0.0.1:{port}/mcp"}
         else:
-            server = {"command": place.stdio[0], "args": place.stdio[1:]}
-            server["isolation"] = "shared" if shared else "session"
+            isolation = "shared" if shared else "session"
+            command = {"command": place.stdio[0], "args": place.stdio[1:]}
+            servers["echo"] = {**command, "isolation": isolation}
         file = place.directory / f"gateway-{place.port}.json"
-        file.write_text(json.dumps({"mcpServers": {"echo": server}}))
+        file.write_text(json.dumps({"mcpServers": servers}))
         listen = f"tcp:{place.port}:interface=127.0.0.1"
         # -P: not the gateway of the directory it is started in.
         python = [sys.executable, "-P"]
         return [*python, "-m", "gateway.tap", "--config", str(file), "--listen", listen]
 
     path = "/servers/echo/sse" if lane == SSE else "/servers/echo/mcp"
+    bodies = "/servers/bodies/mcp" if lane == HTTP else ""
     if checkout is None:
-        return Subject(GATEWAY, lane, command, path, gateway.__version__, shared)
+        return Subject(GATEWAY, lane, command, path, gateway.__version__, shared, bodies=bodies)
     environ = {"PYTHONPATH": str(checkout)}
-    return Subject(BEFORE, lane, command, path, "of another checkout", shared, environ=environ)
+    version = "of another checkout"
+    return Subject(BEFORE, lane, command, path, version, shared, environ=environ, bodies=bodies)
 
 
 def _floor(lane: str, shared: bool | None) -> Subject:
@@ -120,11 +128,13 @@ def _floor(lane: str, shared: bool | None) -> Subject:
         kind = {STREAMABLE: "streamable", SSE: "sse", HTTP: "proxy"}[lane]
         argv = [sys.executable, "-m", "benchmarks.floors", kind, str(place.port)]
         if lane == HTTP:
-            return [*argv, "--upstream", str(place.upstream)]
+            return [*argv, "--upstream", str(place.upstream), "--bodies", str(place.bodies)]
         return [*argv, "--script", ECHO_STDIO[-1], *(["--shared"] if shared else [])]
 
     path = "/sse" if lane == SSE else "/mcp"
-    return Subject(FLOOR, lane, command, path, f"on Twisted {twisted.__version__}", shared)
+    bodies = "/bodies" if lane == HTTP else ""
+    version = f"on Twisted {twisted.__version__}"
+    return Subject(FLOOR, lane, command, path, version, shared, bodies=bodies)
 
 
 def ourselves(lane: str, before: Path | None = None) -> list[Subject]:

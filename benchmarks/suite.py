@@ -87,6 +87,7 @@ class Suite:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             upstream = stack.enter_context(_upstream(lane))
+            bodies = stack.enter_context(_upstream(lane))
             benches: list[tuple[Bench, Series]] = []
             for subject in self.subjects:
                 if not part.has(subject):
@@ -96,7 +97,7 @@ class Suite:
                 client = stack.enter_context(Client())
 
                 def launch(subject: Subject = subject) -> Background:
-                    return subject.start(Place(freePort(), upstream, directory))
+                    return subject.start(Place(freePort(), upstream, directory, bodies=bodies))
 
                 bench = Bench(subject, launch, client, self.length, self.revision)
                 try:
@@ -163,7 +164,7 @@ def _brief(mode: Mode, sample: Sample) -> str:
 
 @contextmanager
 def _upstream(lane: str) -> Iterator[int]:
-    """The HTTP server behind the subjects of its lane; its port, or 0 in another one."""
+    """An HTTP server behind the subjects of its lane; its port, or 0 in another one."""
     if lane != HTTP:
         yield 0
         return

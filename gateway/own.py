@@ -33,6 +33,9 @@ from gateway.service import GatewayService, State
 
 __all__ = ["ownService"]
 
+_LARGEST = 16 * 1024 * 1024
+"""Bytes of a block that is reused when it is freed."""
+
 _log = Logger()
 
 
@@ -86,6 +89,7 @@ class _OwnService(GatewayService):
         # Some 60,000 objects that stay for good need not be looked at in each full collection.
         gc.collect()
         gc.freeze()
+        _keepWhatIsFreed()
 
     def stopService(self) -> Deferred[None]:
         if self._watch:
@@ -118,6 +122,19 @@ class _OwnService(GatewayService):
             self.reloadRefused(error)
             return fail(error)
         return super().reload(configuration)
+
+
+def _keepWhatIsFreed() -> None:
+    """
+    Have the C library keep up to twice `_LARGEST` bytes that were freed.
+
+    glibc gives blocks as large as a body back to the system at once, until it has seen a larger one
+    freed (mallopt(3), "dynamic mmap threshold"). Getting their pages anew took 1.4 ms of each copy
+    of 4 MiB, in which nobody else had a turn; the copy itself takes 0.1. This block is never
+    written to, so it takes no memory. Where memory is short, what is kept is given back
+    (`gateway.guard.memory`).
+    """
+    bytes(_LARGEST)
 
 
 def _endAtOnce() -> None:

@@ -63,6 +63,8 @@ class Wire(StringTransport):
         super().write(unsent)
         if self.producer is not None:
             self.producer.resumeProducing()
+        if self.disconnecting and not self.unsent:
+            self._clock.callLater(0, self._client.leave)
 
     def loseWriteConnection(self) -> None:
         self.finished = True
@@ -70,11 +72,14 @@ class Wire(StringTransport):
     def loseConnection(self) -> None:
         if not self.disconnecting:
             self.disconnecting = self.finished = True
-            self._clock.callLater(0, self._client.leave)
+            # What was written goes out before.
+            if not self.unsent:
+                self._clock.callLater(0, self._client.leave)
 
     def abortConnection(self) -> None:
-        self.disconnected = True
-        self.loseConnection()
+        if not self.disconnected:
+            self.disconnecting = self.finished = self.disconnected = True
+            self._clock.callLater(0, self._client.leave)
 
 
 @define(eq=False)

@@ -13,7 +13,8 @@ from random import Random
 import h11
 from attrs import define, field, frozen
 
-from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
+from gateway.http1.request_head import BadRequest, RequestBounds, RequestLine
+from gateway.http1.requests import RequestReader
 
 HeaderPairs = tuple[tuple[bytes, bytes], ...]
 

@@ -15,7 +15,8 @@ from raw import start as start
 from streams import Ear, Reading, cut, told
 
 from gateway.http1.alike import AlikeHeads
-from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
+from gateway.http1.request_head import BadRequest, RequestBounds, RequestLine
+from gateway.http1.requests import RequestReader
 from gateway.wire.context import HeaderPairs
 
 A, B = b"a" * 43, b"B-_9" * 10 + b"xyz"

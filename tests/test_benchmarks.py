@@ -33,6 +33,7 @@ from benchmarks.procfs import (
     usage,
 )
 from benchmarks.results import Results, Series
+from benchmarks.stretches import waits
 from benchmarks.subjects import HTTP, SSE, STREAMABLE, Place, ourselves
 from benchmarks.suite import Part, Suite
 from benchmarks.tables import aligned, report, summary, table
@@ -426,3 +427,23 @@ def test_several_runs_are_shown_as_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert "0.55" in shown
     assert "77" in shown
     assert "Skipped: nginx: not there." in shown
+
+
+# How long others wait for the reactor.
+
+
+@pytest.mark.parametrize(
+    ("turns", "part", "waited"),
+    [
+        # Half of the time goes by in turns of 2 s, so one of four arrivals waits over a second.
+        ([2.0] * 5, 0.75, 1.0),
+        ([2.0] * 5, 0.5, 0.0),
+        # The short ones are over before that.
+        ([2.0] * 5 + [0.5] * 8, 0.75, 1.0),
+        # Both kinds are waited for: 4 x (3 - w) + 4 x (1 - w) = 12 with w = 0.5.
+        ([1.0, 3.0] * 4, 0.4, 0.5),
+        ([], 0.99, 0.0),
+    ],
+)
+def test_how_long_others_wait(turns: list[float], part: float, waited: float) -> None:
+    assert waits(turns, 20.0, part) == pytest.approx(waited)

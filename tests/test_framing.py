@@ -774,6 +774,23 @@ def test_acceptance_13_who_reads_nothing_is_cut_after_half_a_minute(
     assert front.bounds == ["reader_blocked"]
 
 
+@pytest.mark.acceptance(13)
+@pytest.mark.parametrize("lines", [(), (CLOSE,)], ids=["keeps", "closes"])
+def test_acceptance_13_the_half_minute_counts_from_what_was_read_last(
+    fronts: Fronts, lines: tuple[bytes, ...]
+) -> None:
+    """The system's own buffers take some, too, right after the answer was written."""
+    front = fronts()
+    caller = large(front, session(front), 4_000_000, *lines)
+    front.pass_(2)
+    caller.wire.take()
+    front.pass_(29)
+    assert not caller.gone
+    front.pass_(3)
+    assert caller.gone
+    assert front.bounds == ["reader_blocked"]
+
+
 @pytest.mark.parametrize("lines", [(), (CLOSE,)], ids=["keeps", "closes"])
 def test_who_reads_slowly_gets_all_of_it(fronts: Fronts, lines: tuple[bytes, ...]) -> None:
     front = fronts()

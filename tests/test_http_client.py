@@ -854,3 +854,35 @@ async def test_overTLSABodyWithoutLengthEndsOnlyWhereThatIsAnnounced(announced: 
     assert answer.ends == [None if announced else Fault.CUT]
     await client.close()
     await upstream.close()
+
+
+@twistedIsLate
+@pytest_twisted.ensureDeferred
+async def test_overTLSALargeBodyGoesOutInPieces() -> None:
+    trusted = certificate()
+    upstream = FaultyUpstream()
+    upstream.start(reactor, trusted.options())
+    bodies: list[bytes] = []
+
+    def script(request: Any) -> bool:
+        bodies.append(request.body)
+        request.reply(200, b"ok", type=b"text/plain")
+        return True
+
+    upstream.script = script
+    policy = BrowserLikePolicyForHTTPS(trustRoot=trusted)
+    clock = Clock()
+    client = HTTPClient(parseURL(upstream.url), "up", Limits(), reactor, clock, Observed(), policy)
+    body = bytes(range(256)) * 16 * 1024
+    # The second one over the connection of the first.
+    for _ in range(2):
+        answer = Answer()
+        client.request(b"POST", FIELDS, body, answer)
+        for _ in range(2000):
+            if answer.ends:
+                break
+            await deferLater(reactor, 0.001)
+        assert answer.good
+    assert bodies == [body, body]
+    await client.close()
+    await upstream.close()

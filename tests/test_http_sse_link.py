@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 
 from gateway.guard.limits import Limits
 from gateway.links.http_sse import HTTPSSELink
-from gateway.links.interfaces import ILink, LinkFailed, Reason
+from gateway.links.interfaces import ILink, LinkFailed, Outcome, Reason
 from gateway.links.resuming import ResumingLink
 from gateway.observe.observer import BoundReached, NoiseSkipped
 from gateway.servers.http import HTTPServer
@@ -244,6 +244,59 @@ async def test_noise_is_counted_and_harms_nothing(bench: Bench) -> None:
     await bench.until(lambda: bool(bench.session.heard))
     assert [type(e) for e in bench.seen.events if isinstance(e, NoiseSkipped)] == [NoiseSkipped]
     assert bench.seen.dropped == ["second_endpoint"]
+
+
+MALFORMED = {
+    "neither result nor error": b'{"jsonrpc":"2.0","id":1}',
+    "both": b'{"jsonrpc":"2.0","id":1,"result":{},"error":{"code":1,"message":""}}',
+    "not JSON": b'{"jsonrpc":"2.0","id":1,"result":NaN}',
+    "a member twice": b'{"jsonrpc":"2.0","id":1,"result":{},"result":{}}',
+    "of a batch": b'[{"jsonrpc":"2.0","method":"notifications/a"},{"jsonrpc":"2.0","id":1}]',
+}
+
+
+@pytest.mark.parametrize("said", MALFORMED.values(), ids=MALFORMED)
+@pytest_twisted.ensureDeferred
+async def test_a_malformed_answer_ends_its_call_at_once(bench: Bench, said: bytes) -> None:
+    await bench.link()
+    call, other = bench.session.ask(1), bench.session.ask(2)
+    bench.upstream.stream.chunk(b"event: message\ndata: %b\n\n" % said)
+    await bench.until(lambda: bool(bench.session.ends))
+    ((ended, settled),) = bench.session.ends
+    assert ended is call
+    assert (settled.outcome, settled.reason) == (Outcome.MAYBE_RAN, Reason.BAD_ANSWER)
+    # The stream and all other calls go on, and the same id may be answered no second time.
+    bench.upstream.says({"jsonrpc": "2.0", "id": 2, "result": {}})
+    await bench.until(lambda: any(one.get("id") == 2 for one in bench.session.heard))
+    assert len(bench.session.ends) == 1
+    assert sum(isinstance(e, NoiseSkipped) for e in bench.seen.events) == 1
+    assert other is not call
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b'text that quotes {"jsonrpc":"2.0","id":1}', b'{"id":1}', b'{"jsonrpc":"2.0","id":7}'],
+    ids=["quoted", "of another kind", "nobody's"],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_answer_ends_no_call(bench: Bench, said: bytes) -> None:
+    await bench.link()
+    bench.session.ask(1)
+    bench.upstream.stream.chunk(b"data: %b\n\n" % said)
+    bench.upstream.says({"jsonrpc": "2.0", "id": 1, "result": {}})
+    await bench.until(lambda: bool(bench.session.heard))
+    assert bench.session.ends == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_malformed_answer_to_initialize_fails_the_handshake(bench: Bench) -> None:
+    def takes(request: Received) -> bool:
+        request.reply(202, type=None)
+        bench.upstream.stream.chunk(b'data: {"jsonrpc":"2.0","id":0,"result":{},"id":0}\n\n')
+        return True
+
+    bench.upstream.takes = takes
+    assert (await bench.fails()).reason is Reason.BAD_ANSWER
 
 
 # The end.

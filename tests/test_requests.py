@@ -32,7 +32,8 @@ from streams import (
     told,
 )
 
-from gateway.http1.requests import BadRequest, RequestBounds, RequestLine, RequestReader
+from gateway.http1.request_head import BadRequest, RequestBounds, RequestLine
+from gateway.http1.requests import RequestReader
 from gateway.wire.context import HeaderPairs
 
 HOST = b"Host: a.example\r\n"

@@ -1,4 +1,6 @@
-"""`python -m benchmarks.floors KIND PORT [--shared | --upstream PORT]`: serves one floor."""
+"""
+`python -m benchmarks.floors KIND PORT [--shared | --upstream PORT --bodies PORT]`: one floor.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ def main() -> None:
     parser.add_argument("--script", default="", help="the stdio server")
     parser.add_argument("--shared", action="store_true")
     parser.add_argument("--upstream", type=int, default=0)
+    parser.add_argument("--bodies", type=int, default=0, help="the upstream of /bodies")
     given = parser.parse_args()
     resource: Resource
     if given.kind == "proxy":
         resource = ProxyFloor(reactor, given.upstream)
+        resource.bodies = ProxyFloor(reactor, given.bodies)
     else:
         floor = {"streamable": StreamableFloor, "sse": SSEFloor}[given.kind]
         resource = floor(reactor, given.script, given.shared)

@@ -119,9 +119,10 @@ class _Upstream(Protocol):
 
 
 class ProxyFloor(Resource):
-    """Every path and method goes to the upstream."""
+    """Every path and method goes to the upstream. bodies: who serves "/bodies"."""
 
     isLeaf = True
+    bodies: ProxyFloor | None = None
 
     def __init__(self, reactor: IReactorTCP, port: int) -> None:
         super().__init__()
@@ -132,6 +133,8 @@ class ProxyFloor(Resource):
         self._factory.noisy = False
 
     def render(self, request: Request) -> Any:
+        if self.bodies is not None and request.uri == b"/bodies":
+            return self.bodies.render(request)
         content: Any = request.content
         body = content.read()
         lines = [b"%b %b HTTP/1.1" % (request.method, request.uri), b"Host: " + self._host]

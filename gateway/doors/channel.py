@@ -21,16 +21,18 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Site
 
 from gateway.doors.exchange import Carrier
-from gateway.http1.requests import BadRequest, RequestLine
+from gateway.http1.request_head import BadRequest, RequestLine
 from gateway.http1.writing import CONTINUE
 from gateway.wire.context import HeaderPairs
 
-__all__ = ["RequestChannel"]
+__all__ = ["RequestCarrier", "RequestChannel"]
 
 _log = Logger()
 
 
-class _Carrier(Carrier, Protocol):
+class RequestCarrier(Carrier, Protocol):
+    """The connection of a request that a Site serves."""
+
     transport: Any
     clock: IReactorTime
     tls: bool
@@ -55,7 +57,7 @@ class RequestChannel:
 
     def __init__(
         self,
-        carrier: _Carrier,
+        carrier: RequestCarrier,
         site: Site,
         line: RequestLine,
         fields: HeaderPairs,
@@ -63,7 +65,7 @@ class RequestChannel:
     ) -> None:
         self.site = self.factory = site
         self.transport = carrier.transport
-        self._carrier: _Carrier | None = carrier
+        self._carrier: RequestCarrier | None = carrier
         self._line = line
         self._maxBody = maxBody
         self._size = 0

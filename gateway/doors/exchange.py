@@ -5,16 +5,21 @@ One request at our own listener's door, and its answer: an Exchange right on the
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import SEEK_END, BytesIO
 from typing import Any, Protocol
 
-from gateway.doors.outflow import Outflow
-from gateway.http1.requests import RequestLine
+from gateway.http1.outflow import PIECE, Outflow
+from gateway.http1.request_head import RequestLine
 from gateway.http1.writing import CHUNKED, CONTINUE, LAST_CHUNK, chunk, encodeAnswer, encodeHead
 from gateway.proxies import crossorigin
 from gateway.wire.context import HeaderPairs
 from gateway.wire.exchange import RequestHead
 
 __all__ = ["Carrier", "LLExchange", "LLSink"]
+
+
+_FIRST = PIECE // 2
+"""Bytes of a large body that go out with its head."""
 
 
 class Carrier(Protocol):
@@ -82,8 +87,8 @@ class LLExchange:
         self.sink: LLSink | None = None
         self.undecided = True
         self._then: Callable[[bytes | None], None] | None = None
-        # Most bodies come in one piece; a list of many small ones would be larger than the body.
-        self._body: bytes | bytearray = body
+        # Most bodies come in one piece; others give up what they became without a copy.
+        self._body: bytes | BytesIO = body
         self._limit = 0
         self._answered = False
 
@@ -94,8 +99,8 @@ class LLExchange:
             return
         self.undecided = False
         if connection.requestComplete:
-            body, self._body = self._body, b""
-            then(bytes(body) if len(body) <= limit else None)
+            body = self._taken()
+            then(body if len(body) <= limit else None)
             return
         self._limit, self._then = limit, then
         if self.line.continues and not self._body:
@@ -111,16 +116,20 @@ class LLExchange:
         if not self.allowed:
             # A Host that is none, or foreign: nothing behind it on this connection is heard.
             self.line.persistent = False
-        # Two parts of one answer in two packets would cost both sides.
+        # Two parts of one answer in two packets would cost both sides; what is large is no copy.
+        bodiless, size = self.head.method == b"HEAD", len(body)
         connection.out.write(
             encodeAnswer(
                 status,
                 self._shared(headers),
-                body,
+                body if size <= PIECE else body[:_FIRST],
                 connection.ending(self.line),
-                self.head.method == b"HEAD",
+                bodiless,
+                size,
             )
         )
+        if size > PIECE and not bodiless and status != 204:
+            connection.out.follow(memoryview(body)[_FIRST:])
         self._over(connection)
 
     def open(self, status: int, headers: HeaderPairs) -> LLSink:
@@ -167,22 +176,28 @@ class LLExchange:
         then = self._then
         if then is None and not self.undecided:
             return
-        if then is not None and len(self._body) + len(data) > self._limit:
+        body = self._body
+        size = len(data) + (len(body) if isinstance(body, bytes) else body.tell())
+        if then is not None and size > self._limit:
             self._then, self._body = None, b""
             then(None)
-        elif not self._body:
+        elif not body:
             self._body = data
         else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += data
+            if isinstance(body, bytes):
+                body = self._body = BytesIO(body)
+                body.seek(0, SEEK_END)
+            body.write(data)
+
+    def _taken(self) -> bytes:
+        body, self._body = self._body, b""
+        return body if isinstance(body, bytes) else body.getvalue()
 
     def bodyEnded(self) -> None:
         """The body is complete."""
         then, self._then = self._then, None
         if then is not None:
-            body, self._body = self._body, b""
-            then(bytes(body))
+            then(self._taken())
 
     def ended(self) -> None:
         """The sink was closed."""
@@ -227,7 +242,14 @@ class LLSink:
         connection = self._connection
         if connection is not None:
             out = connection.out
-            out.write(chunk(data) if self.chunked else data)
+            if not self.chunked:
+                out.write(data)
+            elif len(data) <= PIECE:
+                out.write(chunk(data))
+            else:
+                out.write(b"%x\r\n%b" % (len(data), data[:_FIRST]))
+                out.follow(memoryview(data)[_FIRST:])
+                out.follow(b"\r\n")
             self.blocked = out.blocked
         return not self.blocked
 

@@ -33,7 +33,7 @@ from gateway.doors.llhttp import Connection
 from gateway.guard.limits import Limits
 from gateway.http1.alike import AlikeHeads
 from gateway.http1.peers import watchPeer
-from gateway.http1.requests import RequestBounds
+from gateway.http1.request_head import RequestBounds
 from gateway.observe.observer import BoundReached, IObserver, RequestRefused
 from gateway.wire.exchange import Serve
 from gateway.wire.refusals import Refusal

@@ -1,9 +1,9 @@
 """
 The door of our own listener: HTTP/1.1 over llhttp, strict and quick.
 
-The way of a request: the reader (`gateway.http1.requests`) tells its head. Where the path is a
-proxy's, an Exchange is made and goes straight to the proxy, while the body still comes; every other
-path goes through a twisted.web Request to the Site's resources (`gateway.doors.channel`).
+The way of a request: the reader (`gateway.http1.requests`) tells it to the reception, which hands
+it to who serves it (`gateway.doors.reception`). Here is what its connection sees to: order, times,
+and its end.
 
  1. Answers go out in the order of the requests: one request is served at a time, and what a client
     sends ahead waits, at most one read of it, unparsed; meanwhile its connection is not read, and
@@ -26,9 +26,7 @@ path goes through a twisted.web Request to the Site's resources (`gateway.doors.
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
 from enum import Enum
-from operator import methodcaller
 from typing import Any, cast
 from typing import Protocol as Interface
 
@@ -36,24 +34,17 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTranspor
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Site
 
 from gateway.doors.channel import RequestChannel
 from gateway.doors.exchange import LLExchange
-from gateway.doors.outflow import Outflow
+from gateway.doors.reception import Reception, Serving
 from gateway.guard.limits import Limits
 from gateway.http1.alike import AlikeHeads
-from gateway.http1.requests import (
-    BadRequest,
-    RequestBounds,
-    RequestLine,
-    RequestOwner,
-    RequestReader,
-)
+from gateway.http1.outflow import Outflow
+from gateway.http1.request_head import BadRequest, RequestBounds, RequestLine
+from gateway.http1.requests import RequestOwner, RequestReader
 from gateway.http1.writing import CLOSE, KEEP_ALIVE, encodeAnswer
 from gateway.wire import refusals
-from gateway.wire.context import HeaderPairs
-from gateway.wire.exchange import RequestHead, Serve
 from gateway.wire.refusals import Refusal
 
 __all__ = ["DRAIN", "LINGER", "Connection"]
@@ -75,11 +66,9 @@ SPARE = 16
 
 # Linux alone tells of a peer's end without reading up to it.
 _ENDED = getattr(select, "POLLRDHUP", 0)
-_NO_HEAD = RequestHead(b"", b"", b"", ())
 _NEVER = float("inf")
 _STOPPED = RequestReader(cast(RequestOwner, None), RequestBounds())
 _STOPPED.stop()
-_unserved: Serve = methodcaller("abort")
 _log = Logger()
 
 
@@ -94,24 +83,18 @@ class _Phase(Enum):
 _IDLE, _HEAD, _BODY, _ANSWER, _CLOSING = _Phase
 
 
-class Owner(Interface):
+class Owner(Serving, Interface):
     """
     What a connection needs of its listener.
 
-    routes: who serves a path of the proxies. site: serves every other path. maxBody: bytes of a
-    body that a Request is given; None where nobody reads it. closing: whether answers shall be the
-    last of their connections. now: the time, at most a second old. alike: what is kept of heads.
+    closing: whether answers shall be the last of their connections. alike: what is kept of heads.
     """
 
-    routes: Mapping[bytes, Serve]
-    site: Site
-    maxBody: int | None
     limits: Limits
     bounds: RequestBounds
     alike: AlikeHeads
     clock: IReactorTime
     closing: bool
-    now: float
 
     def opened(self, connection: Connection) -> int:
         """A connection was accepted. Returns how many there are over what there is room for."""
@@ -132,7 +115,7 @@ class Connection(Protocol):
     client, by `hangUp`, by a time that is over, or after what it could not go on from.
 
     out: what goes out. requestComplete: whether all of the present request has come.
-    tls: whether it is encrypted.
+    tls: whether it is encrypted. For the others see `gateway.doors.reception.Receiving`.
     """
 
     out: Outflow
@@ -142,42 +125,39 @@ class Connection(Protocol):
         self.requestComplete = False
         self.tls = False
         self._listener = listener
-        self._reader = RequestReader(self, listener.bounds, listener.alike)
-        self._serving: LLExchange | RequestChannel | None = None
+        # Both are made with the first transport, and refer to us.
+        self._reception: Reception | None = None
+        self._reader = _STOPPED
+        self.serving: LLExchange | RequestChannel | None = None
         self._phase = _IDLE
         self._due = _NEVER
-        self._since = self._heard = 0.0
-        self._seen = 0
+        self._since = self.heard = 0.0
+        self.seen = 0
         self._moved = 0
-        self._closes = self._greeted = self._answered = False
+        self._closes = self.greeted = self._answered = False
         self._running = self._again = self._paused = False
         self._going: IDelayedCall | None = None
-        self._peer, self._port = "", 0
-        self._line: RequestLine | None = None
-        self._serve = _unserved
-        self._head = _NO_HEAD
-        self._found: Any = None
-        self._memo: object | None = None
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
         self.tls = ISSLTransport.providedBy(transport)
-        self._peer = getattr(transport.getPeer(), "host", "") or ""
-        self._port = getattr(transport.getHost(), "port", 0) or 0
+        listener = self._listener
+        self._reception = Reception(self, listener)
+        self._reader = RequestReader(self._reception, listener.bounds, listener.alike)
         self.out = Outflow(transport, self._drained)
         # The time for a first head counts from here.
-        self._wait(_HEAD, self._listener.limits.head_timeout)
-        over = self._listener.opened(self)
+        self._wait(_HEAD, listener.limits.head_timeout)
+        over = listener.opened(self)
         if over > SPARE:
             self.cut()
         elif over > 0:
-            self._refuse(refusals.tooManyConnections(self._listener.limits.retry_after))
+            self._refuse(refusals.tooManyConnections(listener.limits.retry_after))
 
     def dataReceived(self, data: bytes) -> None:
         if self._phase is _CLOSING:
             # Rule 3; but nobody is read for ever.
-            self._seen += len(data)
-            if self._seen > DISCARD:
+            self.seen += len(data)
+            if self.seen > DISCARD:
                 self.cut()
         else:
             self._run(data)
@@ -186,12 +166,12 @@ class Connection(Protocol):
         self._phase, self._due = _CLOSING, _NEVER
         self._listener.closed(self)
         self._reader.stop()
-        # Both refer to us: what is left of a connection need not wait for the garbage collector.
-        self._reader = _STOPPED
+        # What is left of a connection need not wait for the garbage collector.
+        self._reader, self._reception = _STOPPED, None
         self.out.stopProducing()
         if self._going is not None:
             self._going.cancel()
-        serving, self._serving = self._serving, None
+        serving, self.serving = self.serving, None
         if serving is not None:
             serving.vanished()
 
@@ -233,14 +213,14 @@ class Connection(Protocol):
                 self._wait(_HEAD, self._listener.limits.head_timeout)
         elif reading == "body":
             # Rule 6.
-            undecided = isinstance(self._serving, LLExchange) and self._serving.undecided
+            undecided = isinstance(self.serving, LLExchange) and self.serving.undecided
             if undecided:
                 self._phase, self._due = _ANSWER, _NEVER
             elif self._phase is not _BODY:
                 self._phase, self._due = _BODY, 0.0
-                self._since = self._heard = self.clock.seconds()
-        elif self._serving is None and not self.requestComplete:
-            if self._greeted:
+                self._since = self.heard = self.clock.seconds()
+        elif self.serving is None and not self.requestComplete:
+            if self.greeted:
                 self._wait(_IDLE, self._listener.limits.keep_alive)
         elif self._phase is not _ANSWER:
             self._phase, self._due = _ANSWER, _NEVER
@@ -255,82 +235,9 @@ class Connection(Protocol):
 
     def forget(self) -> None:
         """Take no head for known that came before: who serves it may be another now."""
-        self._fields = self._found = self._memo = None
-        self._reader.forget()
-
-    @property
-    def greeted(self) -> bool:
-        """Whether a request has come on it."""
-        return self._greeted
-
-    # RequestOwner.
-
-    def headReceived(self, line: RequestLine, fields: HeaderPairs) -> bool:
-        return self._headed(line, fields, None)
-
-    def alikeReceived(self, line: RequestLine, fields: HeaderPairs, memo: Any) -> bool:
-        return self._headed(line, fields, memo)
-
-    def memo(self) -> object | None:
-        return self._memo
-
-    def _headed(self, line: RequestLine, fields: HeaderPairs, memo: Any) -> bool:
-        self._greeted, self._seen, self._memo = True, 0, None
-        path, _, query = line.target.partition(b"?")
-        listener = self._listener
-        serve = listener.routes.get(path)
-        if serve is None:
-            self._serving = channel = RequestChannel(
-                self, listener.site, line, fields, listener.maxBody
-            )
-            channel.start()
-            return False
-        head = RequestHead(line.method, path, query, fields, self._peer, self._port, self.tls)
-        exchange = LLExchange(self, line, head)
-        if memo is not None:
-            exchange.found = memo.of(head)
-        self._enter(exchange, serve)
-        self._memo = exchange.found
-        if line.method != b"POST":
-            return False
-        self._line, self._head, self._serve = line, head, serve
-        self._found = exchange.found
-        return True
-
-    def requestReceived(self, line: RequestLine, fields: HeaderPairs, body: bytes) -> None:
-        # By its line: what heads have in common but for their session may be one and the same.
-        if line is not self._line:
-            self.headReceived(line, fields)
-            self.bodyReceived(body)
-            self.requestEnded()
-            return
-        # The same head as the last: what was found of it holds for this one, too.
-        self.requestComplete = True
-        exchange = LLExchange(self, line, self._head, body)
-        exchange.found = self._found
-        self._enter(exchange, self._serve)
-
-    def _enter(self, exchange: LLExchange, serve: Serve) -> None:
-        self._serving = exchange
-        try:
-            serve(exchange)
-        except Exception:
-            _log.failure("a request broke the gateway")
-            exchange.abort()
-
-    def bodyReceived(self, data: bytes) -> None:
-        self._seen += len(data)
-        self._heard = self._listener.now
-        if self._serving is not None:
-            self._serving.bodyReceived(data)
-
-    def requestEnded(self) -> None:
-        self.requestComplete = True
-        if self._serving is not None:
-            self._serving.bodyEnded()
-        else:
-            # It was answered before, and is drained now.
-            self._next()
+        if self._reception is not None:
+            self._reception.forget()
+            self._reader.forget()
 
     # Carrier.
 
@@ -338,7 +245,7 @@ class Connection(Protocol):
         """See Carrier."""
         rest = 0 if self.requestComplete else line.length
         drained = rest is not None and rest <= DRAIN and not (rest and line.continues)
-        closing = self._listener.closing and not isinstance(self._serving, RequestChannel)
+        closing = self._listener.closing and not isinstance(self.serving, RequestChannel)
         if line.persistent and drained and not closing:
             return KEEP_ALIVE if line.version == b"1.0" else b""
         self._closes = True
@@ -351,15 +258,15 @@ class Connection(Protocol):
 
     def answered(self) -> None:
         """See Carrier."""
-        self._serving, self._answered = None, True
+        self.serving, self._answered = None, True
         if self._closes:
             self.hangUp()
         elif self.requestComplete:
-            self._next()
+            self.proceed()
         else:
             self.decided()
 
-    def _next(self) -> None:
+    def proceed(self) -> None:
         """The request is complete and answered: read on, once the client took the answer."""
         if self.out.blocked:
             self._stalled()
@@ -380,10 +287,10 @@ class Connection(Protocol):
         self._wait(phase, self._listener.limits.reader_blocked)
 
     def _drained(self) -> None:
-        if self._serving is not None:
-            self._serving.drained()
+        if self.serving is not None:
+            self.serving.drained()
         elif self.requestComplete and self._phase is not _CLOSING:
-            self._next()
+            self.proceed()
 
     def cut(self) -> None:
         """See Carrier."""
@@ -406,7 +313,7 @@ class Connection(Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what no proxy can, unless an answer went out or has begun, and close."""
-        serving, self._serving = self._serving, None
+        serving, self.serving = self.serving, None
         self._listener.refused(refusal)
         if serving is not None:
             serving.vanished()
@@ -426,7 +333,7 @@ class Connection(Protocol):
             return
         unread = not self.requestComplete or self._reader.waiting > 0
         self._reader.stop()
-        self._seen, self._moved = 0, self.out.moved
+        self.seen, self._moved = 0, self.out.moved
         self._wait(_CLOSING, self._listener.limits.reader_blocked)
         self.out.close(self._linger if unread and not self.tls else self._lose)
 
@@ -434,6 +341,8 @@ class Connection(Protocol):
         transport: Any = self.transport
         # TLS ends when the client says so, too, and takes what is on its way meanwhile.
         self._readOn()
+        # The last piece has as long as those before.
+        self._wait(_CLOSING, self._listener.limits.reader_blocked)
         transport.loseConnection()
 
     def _linger(self) -> None:
@@ -460,9 +369,13 @@ class Connection(Protocol):
         if self._paused and phase is _ANSWER and self._leftUnread():
             self.cut()
             return
+        answers = phase is _ANSWER or phase is _CLOSING
+        if answers and self._due != _NEVER and self.out.blocked and self.out.moved != self._moved:
+            # It takes some, if slowly.
+            self._stalled(phase)
         if now < self._due:
             # A proxy looks after its own streams.
-            own = isinstance(self._serving, RequestChannel) and self._due == _NEVER
+            own = isinstance(self.serving, RequestChannel) and self._due == _NEVER
             if own and phase is _ANSWER and self.out.blocked:
                 self._stalled()
             return
@@ -472,7 +385,7 @@ class Connection(Protocol):
             self.hangUp()
         elif phase is _HEAD:
             self._listener.bounded("head_timeout")
-            if self.tls and not self._greeted and not self._reader.reading:
+            if self.tls and not self.greeted and not self._reader.reading:
                 # Nothing can be told before the handshake.
                 self.cut()
             else:
@@ -484,9 +397,6 @@ class Connection(Protocol):
                 self._refuse(refusals.tooSlow())
         elif phase is _ANSWER and not self.out.blocked:
             self._due = _NEVER
-        elif self.out.blocked and self.out.moved != self._moved:
-            # It takes some, if slowly.
-            self._stalled(phase)
         else:
             if self.out.blocked:
                 self._listener.bounded("reader_blocked")
@@ -506,6 +416,6 @@ class Connection(Protocol):
         """The limit that a body which still comes is over, if any."""
         limits = self._listener.limits
         took = now - self._since
-        if took >= limits.body_grace and self._seen < limits.min_body_rate * took:
+        if took >= limits.body_grace and self.seen < limits.min_body_rate * took:
             return "min_body_rate"
-        return "body_silence" if now - self._heard >= limits.body_silence else ""
+        return "body_silence" if now - self.heard >= limits.body_silence else ""

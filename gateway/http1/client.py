@@ -35,6 +35,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from gateway.guard.limits import Limits
 from gateway.http1.connection import Connection, Fault
 from gateway.http1.lanes import Lane, Queue
+from gateway.http1.outflow import PIECE
 from gateway.http1.pool import Attempt, Pool, SystemTrust
 from gateway.http1.responses import ResponseHead
 from gateway.http1.urls import Target, sameOrigin
@@ -43,6 +44,9 @@ from gateway.observe.observer import BoundReached, IObserver
 __all__ = ["Fault", "HTTPClient", "Outgoing", "Receiver", "ResponseHead"]
 
 MAX_REDIRECTS = 5
+_FIRST = PIECE // 2
+"""Bytes of a large body that go out with its head."""
+
 _NOBODY = (502, 503, 504)
 """The statuses by which a proxy says that nobody serves behind it."""
 
@@ -100,30 +104,35 @@ class Outgoing(msgspec.Struct, eq=False):
     def start(self) -> None:
         """Send it, on an idle connection or a new one."""
         pool = self._client.pool
-        request = self._written()
+        request, rest = self._written()
         while (connection := pool.take()) is not None:
-            if connection.send(self, request):
+            if connection.send(self, request, rest):
                 self._connection = connection
                 return
         self._attempt = pool.connect(self)
 
-    def _written(self) -> bytes:
-        body = self._body
+    def _written(self) -> tuple[bytes, memoryview | None]:
+        """The request; of one that is large its beginning, and what follows."""
+        body, rest = self._body, None
         if body is None:
-            return b"%b%b%b\r\n" % (self._method, self._target.line, self._fields)
-        return b"%b%b%bContent-Length: %d\r\n\r\n%b" % (
+            return b"%b%b%b\r\n" % (self._method, self._target.line, self._fields), None
+        length = len(body)
+        if length > PIECE:
+            body, rest = body[:_FIRST], memoryview(body)[_FIRST:]
+        first = b"%b%b%bContent-Length: %d\r\n\r\n%b" % (
             self._method,
             self._target.line,
             self._fields,
-            len(body),
+            length,
             body,
         )
+        return first, rest
 
     def connected(self, connection: Connection) -> None:
         """See Connecting."""
         self._attempt = None
         self._client.reached = True
-        if connection.send(self, self._written(), fresh=True):
+        if connection.send(self, *self._written(), fresh=True):
             self._connection = connection
         else:
             self.failed(Fault.UNSENT)

@@ -1,9 +1,9 @@
 """
 One connection to an HTTP server: it carries one request after the other, never two at once.
 
- 1. A request is handed over whole. To plain TCP it is written to the socket at once, without the
-    reactor's buffer, which costs two turns of its poller; what the socket does not take goes
-    through the buffer. Any other transport (TLS) gets it in one `write`.
+ 1. To plain TCP a request is written to the socket at once, without the reactor's buffer, which
+    costs two turns of its poller. What the socket does not take, and of a large request all but its
+    beginning, goes out as the socket takes it, piece by piece (`gateway.http1.outflow`).
  2. `send` tells whether anything can have reached the server: a socket that is known to be closed,
     or to have something to say before it was asked, is sent nothing.
  3. A connection goes back to its pool when a response ended, if the request was out and the server
@@ -23,7 +23,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHandshakeListener, IPullProducer, ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection as TCPConnection
@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
+from gateway.http1.outflow import Outflow
 from gateway.http1.peers import watchPeer
 from gateway.http1.responses import END, BadResponse, ResponseHead, ResponseReader
 
@@ -90,30 +91,6 @@ class Owner(Protocol):
         """It is gone."""
 
 
-@implementer(IPullProducer)
-class _Rest:
-    """What a socket did not take of a request. It goes through the transport's buffer."""
-
-    def __init__(self, connection: Connection, data: bytes) -> None:
-        self._connection = connection
-        self._data: bytes | None = data
-        connection.flushed = False
-        connection.transport.registerProducer(self, False)  # type: ignore[union-attr]
-
-    def resumeProducing(self) -> None:
-        """Called at once, and again when the buffer is empty."""
-        data, self._data = self._data, None
-        transport: Any = self._connection.transport
-        if data is not None:
-            transport.write(data)
-        else:
-            self._connection.flushed = True
-            transport.unregisterProducer()
-
-    def stopProducing(self) -> None:
-        """The connection is lost."""
-
-
 @implementer(IHandshakeListener)
 class Connection(TwistedProtocol):
     """
@@ -141,6 +118,7 @@ class Connection(TwistedProtocol):
         self._socket: socket.socket | None = None
         self._poll: select.poll | None = None
         self._since = 0.0
+        self._out: Outflow | None = None
         self._dead = False
         self.asking: Asking | None = None
         self.ready = False
@@ -177,7 +155,7 @@ class Connection(TwistedProtocol):
         self._onReady(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._dead, self._socket = True, None
+        self._dead, self._socket, self._out = True, None, None
         asking, self.asking = self.asking, None
         self._owner.closed(self)
         if not self.ready:
@@ -208,9 +186,13 @@ class Connection(TwistedProtocol):
 
     # Requests.
 
-    def send(self, asking: Asking, request: bytes, fresh: bool = False) -> bool:
+    def send(
+        self, asking: Asking, request: bytes, rest: memoryview | None = None, fresh: bool = False
+    ) -> bool:
         """
-        Carry a request. fresh: nothing was sent on it before.
+        Carry a request.
+
+        rest: what follows of a large one. fresh: nothing was sent on it before.
 
         Returns: False if it can carry none any more; nothing was sent, and it is closed.
         """
@@ -229,11 +211,29 @@ class Connection(TwistedProtocol):
                 self.abort()
                 return False
             if sent < len(request):
-                _Rest(self, request[sent:])
+                self._follow(request[sent:])
+        if rest is not None:
+            self._follow(rest)
         self._reader.expect()
         self.asking = asking
         self.heard = True
         return True
+
+    def _follow(self, data: bytes | memoryview) -> None:
+        """Send what is left of a request."""
+        if self._out is None:
+            self._out = Outflow(self.transport, self._flush)
+        self._out.follow(data)
+        self.flushed = not self._out.blocked
+        if self.flushed:
+            self._flush()
+
+    def _flush(self) -> None:
+        """All of a request is with the operating system."""
+        out, self._out = self._out, None
+        self.flushed = True
+        if out is not None:
+            out.close(lambda: None)
 
     def pause(self) -> None:
         """Read no more of the body. The head is always read."""

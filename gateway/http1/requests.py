@@ -1,22 +1,9 @@
 """
 Reads HTTP/1.1 requests off a connection, over llhttp (`httptools`). Sans-IO.
 
-llhttp judges the fields of the head and the framing of the body, and refuses most of what is
-malformed. What it lets through is left to us, each with its clause:
-
- 1. The request line is `method SP target SP HTTP/d.d CRLF`, and nothing else: llhttp takes
-    several spaces, no version at all, and versions that are none (RFC 9112 section 3).
- 2. The version is 1.0 or 1.1 (RFC 9110 section 15.6.6: 505).
- 3. A target has visible ASCII characters and no fragment (RFC 9112 section 3.2).
- 4. Any token is a method (RFC 9110 section 9.1), where llhttp knows a list. What it does not
-    know, and CONNECT, whose body it would take for a tunnel's, it is shown as POST.
- 5. `Transfer-Encoding` is `chunked`, once (RFC 9112 section 6.1: 501), and never in HTTP/1.0
-    (the same: 400).
- 6. `Expect` is `100-continue` (RFC 9110 section 10.1.1: 417).
- 7. `Upgrade` is ignored (RFC 9110 section 7.8), and so is one empty line before a request line
-    (RFC 9112 section 2.2).
- 8. Bounds, of which llhttp has none: on the request line (414), each field line, their number and
-    the head as a whole (431), on chunk extensions and trailers (400), which are thrown away.
+llhttp reads the fields of the head and the framing of the body; by which rules of ours a head is
+judged beside is in `gateway.http1.request_head`. One empty line before a request line is ignored
+(RFC 9112 section 2.2). Chunk extensions and trailers are bounded (400), and thrown away.
 
 A head that was taken may be remembered, and needs no second look then (`gateway.http1.heads` for
 those of one connection, `gateway.http1.alike` for those of all).
@@ -29,75 +16,28 @@ llhttp is fed up to there, and where it does not find the same end, the request 
 
 from __future__ import annotations
 
-import re
 from typing import Any, Protocol
 
-from attrs import frozen
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from gateway.http1.alike import AlikeHeads, Cut, cut
 from gateway.http1.chunks import BadChunk, ChunkLines
 from gateway.http1.heads import KnownHeads
+from gateway.http1.request_head import (
+    BadRequest,
+    RequestBounds,
+    RequestLine,
+    judgeFields,
+    lineOf,
+    withoutUpgrade,
+)
 from gateway.wire.context import HeaderPairs
-from gateway.wire.headers import TCHAR
 
-__all__ = ["BadRequest", "RequestBounds", "RequestLine", "RequestOwner", "RequestReader"]
+__all__ = ["RequestOwner", "RequestReader"]
 
 _END = b"\r\n\r\n"
 _BREAK = b"\r\n"
-_LINE = re.compile(rb"(" + TCHAR + rb"++) ([!-\"$-~]++) HTTP/([0-9]\.[0-9])\r\n")
-# What may become a request line when more of it comes.
-_BEGUN = re.compile(TCHAR + rb"*+(?: (?:[!-\"$-~]++(?: [HTP/0-9.]{0,8}\r?)?)?)?")
-_DIGITS = 20
-"""Of a length: 64 bits hold no larger one."""
 _NO_FIELDS: dict[bytes, bytes] = {}
-_SHOWN = frozenset((b"GET", b"POST", b"DELETE", b"OPTIONS", b"HEAD", b"PUT", b"PATCH", b"TRACE"))
-
-
-class BadRequest(Exception):
-    """
-    What came is no request we take; nothing more can be read from its connection.
-
-    status: the HTTP status of the refusal. limit: the setting that was reached, if one was.
-    """
-
-    def __init__(self, status: int, why: str, limit: str = "") -> None:
-        super().__init__(why)
-        self.status = status
-        self.limit = limit
-
-
-@frozen
-class RequestBounds:
-    """Bytes of a head, of a line of it, of chunk extensions and trailers; number of fields."""
-
-    max_head: int = 16 * 1024
-    max_head_line: int = 8 * 1024
-    max_head_fields: int = 100
-    max_chunk_extensions: int = 4 * 1024
-    max_trailers: int = 16 * 1024
-
-
-class RequestLine:
-    """
-    What a head says beside its fields.
-
-    version: "1.0" or "1.1". persistent: whether the connection may be used after this request
-    (RFC 9112 section 9.3). length: bytes of the body as declared; None where it is chunked.
-    continues: whether the client waits for 100 (Continue) before it sends the body.
-    """
-
-    __slots__ = ("continues", "length", "method", "persistent", "target", "version")
-
-    def __init__(
-        self, method: bytes, target: bytes, version: bytes, persistent: bool = True
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.version = version
-        self.persistent = persistent
-        self.length: int | None = 0
-        self.continues = False
 
 
 class RequestOwner(Protocol):
@@ -303,7 +243,6 @@ class RequestReader:
         return b""
 
     def _takeLine(self, data: bytes) -> bytes:
-        """Rules 1 to 4."""
         head = self._tail + data if self._tail else data
         if head[0] == 13 and not self._skipped:
             if len(head) == 1:
@@ -312,33 +251,19 @@ class RequestReader:
             if head[1] == 10:
                 self._skipped, self._tail = True, b""
                 return head[2:]
-        match = _LINE.match(head)
-        # Its CRLF included.
-        most = self._bounds.max_head_line + 2
-        if match is None or match.end() > most:
-            begun = _BEGUN.fullmatch(head[:most]) is not None
-            if begun and len(head) >= most:
-                raise BadRequest(414, "the request line is too long", "max_head_line")
-            if not begun:
-                raise BadRequest(400, "malformed request line")
+        found = lineOf(head, self._bounds.max_head_line)
+        if found is None:
             self.reading, self._tail = "head", head
             return b""
-        method, target, version = match.groups()
-        if version not in (b"1.1", b"1.0"):
-            raise BadRequest(505, "HTTP/1.1 is spoken here")
-        self._line = RequestLine(method, target, version)
+        self._line, end = found
         self.reading = "head"
         self._first = {}
         if self._parser is None:
             self._parser = HttpRequestParser(self)
-        if method in _SHOWN:
-            self._parse(match[0])
-        else:
-            shown = b"/" if method == b"CONNECT" else target
-            self._parse(b"POST %b HTTP/%b\r\n" % (shown, version))
+        self._parse(self._line.asShown())
         # The blank line that ends a head may follow at once.
-        self._size, self._tail = match.end(), _BREAK
-        return head[match.end() :]
+        self._size, self._tail = end, _BREAK
+        return head[end:]
 
     def _takeFields(self, data: bytes, line: RequestLine) -> bytes:
         held = len(self._tail)
@@ -361,31 +286,12 @@ class RequestReader:
         return rest
 
     def _headEnded(self, line: RequestLine) -> None:
-        """Rules 5, 6 and 8."""
-        first, fields = self._first, self._fields
-        longest = self._bounds.max_head_line
-        if self._size > longest and any(len(n) + len(v) + 2 > longest for n, v in fields):
-            raise BadRequest(431, "a header field is too long", "max_head_line")
-        coding = first.get(b"transfer-encoding")
-        if coding is not None:
-            if line.version == b"1.0":
-                raise BadRequest(400, "a transfer coding in HTTP/1.0")
-            # llhttp overlooks the first of two where a tab is behind it.
-            codings = [value for name, value in fields if name == b"transfer-encoding"]
-            if len(codings) > 1 or coding.lower() != b"chunked":
-                raise BadRequest(501, "the only transfer coding is chunked")
-            line.length = None
-            bounds = self._bounds
+        fields, bounds = self._fields, self._bounds
+        judgeFields(line, fields, self._first, self._size, bounds)
+        if line.length is None:
             self._chunks = ChunkLines(bounds.max_chunk_extensions, bounds.max_trailers)
-        elif (declared := first.get(b"content-length")) is not None:
-            if len(declared) > _DIGITS:
-                raise BadRequest(400, "Content-Length is too long")
-            line.length = self._left = int(declared)
-        if b"expect" in first:
-            if first[b"expect"].lower() != b"100-continue":
-                raise BadRequest(417, "the only expectation is 100-continue")
-            # RFC 9110 section 10.1.1: to be ignored in HTTP/1.0.
-            line.continues = line.version == b"1.1"
+        else:
+            self._left = line.length
         self.reading = "body"
         if self._upgrade:
             self._known.key, self._cut = None, None
@@ -459,18 +365,10 @@ class RequestReader:
             raise BadRequest(400, "malformed request")
 
     def _ignoreUpgrade(self, line: RequestLine, fields: list[tuple[bytes, bytes]]) -> None:
-        """Rule 7: llhttp takes what follows for another protocol; show it the framing alone."""
+        """llhttp takes what follows for another protocol; show it the framing alone."""
         self._upgrade = self._headed = self._complete = False
-        options = b",".join(value for name, value in fields if name == b"connection").lower()
-        head = b"POST / HTTP/" + line.version + b"\r\n"
-        if b"close" in [option.strip(b" \t") for option in options.split(b",")]:
-            head += b"connection: close\r\n"
-        if line.length is None:
-            head += b"transfer-encoding: chunked\r\n"
-        else:
-            head += b"content-length: %d\r\n" % line.length
         self._parser = HttpRequestParser(self)
-        self._parse(head + b"\r\n")
+        self._parse(withoutUpgrade(line, fields))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """llhttp read a field, of the head or of a trailer section."""

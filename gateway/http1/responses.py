@@ -29,6 +29,7 @@ import re
 from enum import Enum
 from typing import Final, Literal
 
+import msgspec
 from attrs import define, field, frozen
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -55,49 +56,43 @@ class End(Enum):
 END: Final = End.END
 
 
-# Not frozen, though nobody changes one: most answers make one, and freezing trebles its cost.
-@define(repr=False)
-class ResponseHead:
+# A Struct, as most answers make one (see `gateway.wire.envelope`).
+class ResponseHead(msgspec.Struct):
     """
     The final head of an answer.
 
     status: its status code. pairs: its fields in order, (name in lower case, value).
     length: bytes of the body, where the head tells. The Content-Length among the fields may be that
         of an earlier response with the same head.
+    mediaType: the media type in lower case, without parameters; b"" where it is missing or twice.
+    encoded: whether the body has a content coding.
     """
 
     status: int
     pairs: list[tuple[bytes, bytes]]
     length: int | None = None
-    _mediaType: bytes | None = field(default=None, eq=False)
-    _encoded: bool | None = field(default=None, eq=False)
+    mediaType: bytes = b""
+    encoded: bool = False
+
+    def __post_init__(self) -> None:
+        types = self.values(b"content-type")
+        one = types[0] if len(types) == 1 else b""
+        self.mediaType = one.split(b";")[0].strip().lower()
+        codings = b",".join(self.values(b"content-encoding")).lower().split(b",")
+        self.encoded = any(one.strip() not in (b"", b"identity") for one in codings)
 
     def withLength(self, length: int) -> ResponseHead:
         """The same head, of a body of another length."""
         if length == self.length:
             return self
-        return ResponseHead(self.status, self.pairs, length, self.mediaType, self.encoded)
+        # Every Struct has it; the stubs do not tell.
+        head: ResponseHead = self.__copy__()  # type: ignore[attr-defined]
+        head.length = length
+        return head
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of a field; name: in lower case."""
         return [value for one, value in self.pairs if one == name]
-
-    @property
-    def mediaType(self) -> bytes:
-        """The media type in lower case, without parameters; b"" where it is missing or twice."""
-        if self._mediaType is None:
-            values = self.values(b"content-type")
-            one = values[0] if len(values) == 1 else b""
-            self._mediaType = one.split(b";")[0].strip().lower()
-        return self._mediaType
-
-    @property
-    def encoded(self) -> bool:
-        """Whether the body has a content coding."""
-        if self._encoded is None:
-            codings = b",".join(self.values(b"content-encoding")).lower().split(b",")
-            self._encoded = any(one.strip() not in (b"", b"identity") for one in codings)
-        return self._encoded
 
 
 @frozen

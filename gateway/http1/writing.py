@@ -55,17 +55,28 @@ def encodeHead(status: int, headers: HeaderPairs, framing: bytes = b"") -> bytes
 
 
 def encodeAnswer(
-    status: int, headers: HeaderPairs, body: bytes, connection: bytes = b"", bodiless: bool = False
+    status: int,
+    headers: HeaderPairs,
+    body: bytes,
+    connection: bytes = b"",
+    bodiless: bool = False,
+    length: int | None = None,
 ) -> bytes:
     """
     A whole answer.
 
     connection: as `framing` of `encodeHead`. bodiless: it answers HEAD, and only tells its length.
+    length: bytes of the body, where `body` is only its beginning.
     """
     head = _fields(status, headers)
     if status == 204:
         return b"%b%b%b\r\n" % (head, connection, _date())
-    told = b"%b%b%bContent-Length: %d\r\n\r\n" % (head, connection, _date(), len(body))
+    told = b"%b%b%bContent-Length: %d\r\n\r\n" % (
+        head,
+        connection,
+        _date(),
+        len(body) if length is None else length,
+    )
     return told if bodiless else told + body
 
 

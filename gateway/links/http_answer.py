@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from io import SEEK_END, BytesIO
 from typing import ClassVar
 
 import msgspec
@@ -26,8 +27,7 @@ from gateway.guard.limits import Limits
 from gateway.http1.client import Fault, Outgoing, ResponseHead
 from gateway.links.interfaces import EventMark, ILinkListener
 from gateway.observe.observer import IObserver, MessageDropped
-from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode
-from gateway.wire.pieces import pack
+from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode, salvageID
 from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
 __all__ = ["LINGER", "Stream", "Surroundings"]
@@ -76,8 +76,8 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
     _events: deque[ServerSentEvent] = _NONE
     """What came and was not told; only an event stream has its own."""
     _tooLong: bool = False
-    _collected: list[bytes] | None = None
-    _packed: int = 0
+    _collected: bytes | BytesIO | None = None
+    """A buffer from its second piece on: what it becomes is given up without a copy."""
     _size: int = 0
     _limit: int = 0
     _end: Fault | bool = False
@@ -153,11 +153,12 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         elif self._collected is not None:
             self._size += len(data)
             if self._size > self._limit:
-                self._collected.clear()
+                self._collected = b""
                 self.tooLarge()
+            elif not self._collected:
+                self._collected = data
             else:
-                self._collected.append(data)
-                self._packed = pack(self._collected, self._packed)
+                self._append(self._collected, data)
 
     def bodyEnded(self) -> None:
         """The body is complete."""
@@ -175,8 +176,8 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
         """A message came in an event."""
         raise NotImplementedError
 
-    def noiseReceived(self, size: int) -> None:
-        """An event came that holds no message."""
+    def noiseReceived(self, data: bytes, id: bytes | None) -> None:
+        """An event came that holds no message; id: the one it seems to have nevertheless."""
         raise NotImplementedError
 
     def tooLarge(self) -> None:
@@ -195,7 +196,7 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
 
     def collect(self, limit: int) -> None:
         """Collect the body, up to a limit."""
-        self._collected, self._limit = [], limit
+        self._collected, self._limit = b"", limit
 
     def parse(self) -> None:
         """Take the body as an event stream."""
@@ -204,7 +205,14 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
     @property
     def collected(self) -> bytes:
         """What was collected of the body."""
-        return b"".join(self._collected or ())
+        collected = self._collected or b""
+        return collected if isinstance(collected, bytes) else collected.getvalue()
+
+    def _append(self, collected: bytes | BytesIO, data: bytes) -> None:
+        if isinstance(collected, bytes):
+            collected = self._collected = BytesIO(collected)
+            collected.seek(0, SEEK_END)
+        collected.write(data)
 
     def _tell(self) -> None:
         while self._events and not self.held:
@@ -254,8 +262,11 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
             return
         try:
             decoded = decode(event.data)
-        except (NotJSON, NotAMessage):
-            self.noiseReceived(len(event.data))
+        except NotJSON:
+            self.noiseReceived(event.data, salvageID(event.data))
+            return
+        except NotAMessage as bad:
+            self.noiseReceived(event.data, bad.id)
             return
         if isinstance(decoded, Message):
             self.messageReceived(decoded, mark)
@@ -267,4 +278,4 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
                 self.messageReceived(one, mark)
                 mark = None
             else:
-                self.noiseReceived(len(event.data))
+                self.noiseReceived(event.data, one.id)

@@ -10,7 +10,9 @@ where messages are POSTed. Theory of operation:
     stream, so everything the server says has no origin.
  3. A POST that is refused settles its call, or its note. 404 means that the server lost the
     session.
- 4. The stream is the session: when it ends, in order or cut, the link is lost. So it is after an
+ 4. An event that is no message is noise: skipped and counted. Where it seems to be the answer to a
+    running request, that call is over, too, for no other will come.
+ 5. The stream is the session: when it ends, in order or cut, the link is lost. So it is after an
     event over `max_answer`, for nobody can tell whose answer that was.
 """
 
@@ -31,7 +33,7 @@ from gateway.links.early import EarlyMessages
 from gateway.links.hello import INITIALIZE, initialize, negotiated
 from gateway.links.http_answer import Stream, Surroundings
 from gateway.links.http_sse_stream import EventStream
-from gateway.links.http_streams import NoteStream
+from gateway.links.http_streams import NoteStream, badAnswer
 from gateway.links.interfaces import (
     EventMark,
     Hello,
@@ -295,6 +297,18 @@ class HTTPSSELink:
             if message.kind is Kind.RESPONSE and request is not None:
                 self._answered(request)
             self.listener.received(message, None, None)
+
+    def malformedReceived(self, id: bytes) -> None:
+        """The server said what is no message, but seems to be the answer of this id."""
+        settled = badAnswer("the server's answer is malformed")
+        if self._state is _State.SHAKING:
+            if id == INITIALIZE and self._endpoint is not None:
+                self.fail(LinkFailed(settled.reason, settled.message))
+        elif self._isOpen():
+            request = self._requests.get(id)
+            if request is not None:
+                self._answered(request)
+                self.listener.settled(request.call, settled)
 
     def _answered(self, request: _Request) -> None:
         """A request is over; a server that answers before it accepts has little time for that."""

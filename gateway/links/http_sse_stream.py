@@ -33,6 +33,9 @@ class Opened(Protocol):
     def messageReceived(self, message: Message) -> None:
         """The server said something."""
 
+    def malformedReceived(self, id: bytes) -> None:
+        """The server said what is no message, but seems to be the answer of this id."""
+
     def losing(self, reason: Reason, message: str) -> None:
         """The stream is over, and the session with it."""
 
@@ -69,9 +72,12 @@ class EventStream(Stream, eq=False, kw_only=True):
     def messageReceived(self, message: Message, mark: EventMark | None) -> None:
         self.link.messageReceived(message)
 
-    def noiseReceived(self, size: int) -> None:
+    def noiseReceived(self, data: bytes, id: bytes | None) -> None:
         # One bad message is no reason to end the stream of all the others.
-        self.around.observer.observed(NoiseSkipped(self.around.server, size))
+        self.around.observer.observed(NoiseSkipped(self.around.server, len(data)))
+        # A log line may quote a message, and JSON that is no message may have an id, too.
+        if id is not None and data.lstrip()[:1] in (b"{", b"[") and b'"jsonrpc"' in data:
+            self.link.malformedReceived(id)
 
     def tooLarge(self) -> None:
         self.around.observer.observed(BoundReached("max_answer", self.around.server))

@@ -174,7 +174,7 @@ class CallStream(_Post, eq=False, kw_only=True):
             self.linger()
             self.listener.received(message, self.origin, mark)
 
-    def noiseReceived(self, size: int) -> None:
+    def noiseReceived(self, data: bytes, id: bytes | None) -> None:
         self._cut(badAnswer("the server sent what is no JSON-RPC message"))
 
     def tooLarge(self) -> None:
@@ -287,9 +287,9 @@ class GetStream(Stream, eq=False, kw_only=True):
     def messageReceived(self, message: Message, mark: EventMark | None) -> None:
         self.listener.received(message, self.origin, mark)
 
-    def noiseReceived(self, size: int) -> None:
+    def noiseReceived(self, data: bytes, id: bytes | None) -> None:
         # One bad message is no reason to end a stream that belongs to no call.
-        self.around.observer.observed(NoiseSkipped(self.around.server, size))
+        self.around.observer.observed(NoiseSkipped(self.around.server, len(data)))
 
     def tooLarge(self) -> None:
         self.around.observer.observed(BoundReached("max_answer", self.around.server))

@@ -30,7 +30,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
 
 from gateway.config import Configuration, GatewaySettings
-from gateway.doors.llhttp import Connection
+from gateway.doors.reception import Reception
 from gateway.service import GatewayService
 from gateway.testing.scripted import ScriptedHTTPLink, ScriptedServer
 from gateway.wire.context import CallContext
@@ -161,7 +161,7 @@ async def test_acceptance_17_no_proxy_in_front_and_we_take_a_stream_for_two_thin
     """
     argv = [program(front)]
     heads: list[list[bytes]] = []
-    received = Connection.headReceived
+    received = Reception.headReceived
 
     def noted(self: Any, line: Any, fields: Any) -> bool:
         heads.append([value for name, value in fields if name == b"x-serial"])
@@ -194,7 +194,7 @@ async def test_acceptance_17_no_proxy_in_front_and_we_take_a_stream_for_two_thin
         opening = await _through(port, asking(port, hello()))
         session = opening.header(b"mcp-session-id")
         assert session is not None
-        monkeypatch.setattr(Connection, "headReceived", noted)
+        monkeypatch.setattr(Reception, "headReceived", noted)
         counts = await _desync(port, session)
     finally:
         monkeypatch.undo()
@@ -283,7 +283,8 @@ FUZZ = """
 import sys
 import atheris
 with atheris.instrument_imports(include=["gateway.http1"]):
-    from gateway.http1.requests import BadRequest, RequestBounds, RequestReader
+    from gateway.http1.request_head import BadRequest, RequestBounds
+    from gateway.http1.requests import RequestReader
 sys.path.insert(0, {tests!r})
 from streams import cut, difference, judge, read, told
 
