@@ -279,8 +279,8 @@ def test_over_sse_a_new_request_is_told_on_the_stream_that_is_kept_for_a_running
 # The modern era.
 
 
-def modern(bench: Bench, body: bytes) -> Exchanged:
-    client = bench.gateway.client("one")
+def modern(bench: Bench, body: bytes, server: str = "one") -> Exchanged:
+    client = bench.gateway.client(server)
     pairs = {name.decode(): value.decode() for name, value in fields(body)}
     return client.send("POST", body, **pairs)
 

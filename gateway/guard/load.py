@@ -59,7 +59,8 @@ class Account:
         queue = self.queue
         if queue is not None:
             queue.serve()
-            if not queue:
+            # Not from within: who joins meanwhile is to find this one.
+            if not queue and not queue.serving:
                 self.queue = None
 
 

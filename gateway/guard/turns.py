@@ -6,6 +6,8 @@ Whose calls wait until others of the same principal's have ended. Pure.
  2. Each principal has a queue of its own, so nobody waits for another's flood.
  3. Who waits is counted among its principal's calls, and in the total, for it holds memory, too.
  4. Whoever lets a call wait ends it when its time is over, when it is cancelled, and at the end.
+ 5. Whoever ends a call serves the queue from within, so what a turn does wrong is logged, and hits
+    neither that call nor those that wait behind.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from collections import deque
 from typing import Protocol
 
 from attrs import define, field
+from twisted.logger import Logger
 
 __all__ = ["Queue", "Turn"]
+
+_log = Logger()
 
 
 class Turn(Protocol):
@@ -42,12 +47,16 @@ class _Load(Protocol):
 
 @define(eq=False)
 class Queue:
-    """The calls of one principal that wait for their turn."""
+    """
+    The calls of one principal that wait for their turn.
+
+    serving: whether `serve` is under way; then it sees whatever joins or ends.
+    """
 
     account: _Account
     load: _Load
+    serving: bool = field(default=False, init=False)
     _turns: deque[Turn] = field(factory=deque, init=False)
-    _serving: bool = field(default=False, init=False)
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -58,17 +67,20 @@ class Queue:
 
     def serve(self) -> None:
         """Something ended: begin what there is room for."""
-        if self._serving:
+        if self.serving:
             # What began has ended from within; it is seen below.
             return
-        self._serving = True
+        self.serving = True
         try:
             self._tidy()
             while self._turns and self.account.calls - len(self._turns) < self.load.each:
-                self._turns.popleft().comes()
+                try:
+                    self._turns.popleft().comes()
+                except Exception:
+                    _log.failure("while a call's turn came")
                 self._tidy()
         finally:
-            self._serving = False
+            self.serving = False
 
     def _tidy(self) -> None:
         """Leave out what was ended meanwhile."""

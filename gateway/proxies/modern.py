@@ -140,6 +140,9 @@ class ModernEndpoint:
         if message.kind is NOTIFICATION:
             self._drop("modern_notification")
             admitted.exchange.answer(202, ())
+        elif admitted.hadTurn:
+            # At the server that this one replaces.
+            self._serve(admitted)
         elif not self.shared.accepting:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif message.method != LISTEN and not self.shared.load.has(context.principal):
@@ -240,7 +243,7 @@ class ModernEndpoint:
         server = self._eras.inner if self._eras is not None else None
         if self.successor is not None:
             self.successor(admitted)
-        elif not self.shared.accepting:
+        elif not self.shared.accepting and not admitted.hadTurn:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif modern and isinstance(server, HTTPServer):
             self._pass(admitted, server)

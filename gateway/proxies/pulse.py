@@ -49,6 +49,9 @@ class Pulse:
         self._timer = None
         now = self.clock.seconds()
         for member in list(self._members):
+            if member not in self._members:
+                # It left because of what another one did.
+                continue
             try:
                 member.beat(now)
             except Exception:

@@ -1,0 +1,160 @@
+"""Calls that wait for their principal's turn, and what else happens meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define
+from modern_support import ModernServer, enveloped
+from stdio_support import Observed
+from test_reload import CALL, Bench, modern, reason
+
+from gateway.guard.limits import Limits
+from gateway.guard.load import Account, Load
+from gateway.testing import ScriptedServer
+from gateway.wire.context import ANONYMOUS
+
+ONE = {"max_calls_per_principal": 1, "max_waiting_per_principal": 8}
+
+
+def loadOf(bench: Bench) -> Load:
+    return bench.gateway.service._started().shared.load
+
+
+def test_modern_calls_that_wait_are_served_where_their_server_was_replaced() -> None:
+    """In the order they came, each once: who had its turn does not wait for another."""
+    old, new = ModernServer("one", era="modern"), ModernServer("one", era="modern", timeout=9.0)
+    bench = Bench(old, **ONE)
+    asked = [modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2, 3, 4)]
+    assert loadOf(bench).total.calls == 4
+    bench.reload(new)
+    asked += [modern(bench, enveloped(CALL, id, name="echo")) for id in (5, 6)]
+    old.newest.reply(old.newest.last(CALL))
+    assert asked[0].json()["id"] == 1
+    for n, one in enumerate(asked[1:]):
+        assert len(new.newest.of(CALL)) == n + 1
+        new.newest.reply(new.newest.last(CALL))
+        assert one.json()["id"] == n + 2
+    assert loadOf(bench).total.calls == 0
+    bench.end()
+    assert old.drained
+
+
+def test_a_modern_call_whose_turn_comes_in_the_beat_that_ends_its_time() -> None:
+    server = ModernServer("one", era="modern", timeout=10.0, http=True)
+    bench = Bench(server, **ONE)
+    first = modern(bench, enveloped(CALL, 1, name="echo"))
+    second = modern(bench, enveloped(CALL, 2, name="echo"))
+    bench.gateway.advance(10.5)
+    for asked in (first, second):
+        assert asked.started
+    assert loadOf(bench).total.calls == 0 and len(loadOf(bench)) == 0
+    bench.end()
+
+
+def test_what_waits_has_its_turn_in_a_drain_in_either_era() -> None:
+    old, new = ScriptedServer("one"), ModernServer("two", era="modern")
+    bench = Bench(old, new, **ONE)
+    client = bench.open("one")
+    legacy = [client.post(client.request(id, CALL)) for id in (1, 2)]
+    modern_ = modern(bench, enveloped(CALL, 3, name="echo"), "two")
+    stopped = bench.gateway.stop()
+    bench.gateway.advance(1.5)
+    assert reason(client.post(client.request(4, CALL))) == "shutting_down"
+    for _ in legacy:
+        old.newest.reply(old.newest.last(CALL))
+    new.newest.reply(new.newest.last(CALL))
+    assert [one.json()["id"] for one in (*legacy, modern_)] == [1, 2, 3]
+    bench.gateway.advance(0.2)
+    assert stopped.called
+
+
+@define(eq=False)
+class Beats:
+    """Leaves, and has another leave, at its first beat."""
+
+    pulse: Any
+    others: list[Beats]
+    beats: int = 0
+
+    def beat(self, now: float) -> None:
+        self.beats += 1
+        for one in self.others:
+            self.pulse.leave(one)
+
+
+def test_who_left_the_pulse_hears_of_no_beat_that_was_under_way() -> None:
+    from twisted.internet.task import Clock
+
+    from gateway.proxies.pulse import Pulse
+
+    clock = Clock()
+    pulse = Pulse(clock)
+    both: list[Beats] = []
+    both += [Beats(pulse, both), Beats(pulse, both)]
+    for one in both:
+        pulse.join(one)
+    clock.advance(1)
+    assert [one.beats for one in both] == [1, 0]
+    assert not len(pulse) and not clock.getDelayedCalls()
+
+
+@define(eq=False)
+class Waits:
+    """A Turn that does something when it comes."""
+
+    does: Any
+    over: bool = False
+
+    def waits(self) -> bool:
+        return not self.over
+
+    def comes(self) -> None:
+        self.over = True
+        self.does()
+
+
+def full(each: int = 1) -> tuple[Load, Account]:
+    load = Load(Limits(max_calls_per_principal=each, max_waiting_per_principal=8), Observed())
+    account = load.accountOf(ANONYMOUS)
+    account.calls = each
+    return load, account
+
+
+def test_who_comes_while_another_ends_at_once_is_not_forgotten() -> None:
+    """A client that pipelines: the answer to one call brings the next two."""
+    load, account = full()
+    begun: list[str] = []
+    last = Waits(lambda: begun.append("last"))
+
+    def endsAtOnce() -> None:
+        begun.append("first")
+        account.left()
+        # One more has room, and runs; the other waits for it.
+        account.calls += 2
+        load.wait(account, last)
+
+    account.calls += 1
+    load.wait(account, Waits(endsAtOnce))
+    account.left()
+    assert begun == ["first"]
+    account.left()
+    assert begun == ["first", "last"]
+
+
+def test_one_whose_turn_breaks_the_gateway_keeps_nobody_else_waiting(
+    expectedFailures: list[Any],
+) -> None:
+    load, account = full()
+    begun: list[str] = []
+
+    def breaks() -> None:
+        raise RuntimeError("a turn")
+
+    account.calls += 1
+    load.wait(account, Waits(breaks))
+    account.left()
+    account.calls += 1
+    load.wait(account, Waits(lambda: begun.append("next")))
+    account.left()
+    assert begun == ["next"]
