@@ -138,9 +138,14 @@ class Generation:
 
     async def stop(self, reason: str) -> None:
         """End everything of it now; reason: of the end of its sessions."""
-        end = self.shared.registry.end
-        await gathered([end(session, reason) for session in self.sessions])
-        await gathered([Deferred.fromCoroutine(self.mount.http.stop())])
+        end, load = self.shared.registry.end, self.shared.load
+        load.suspend()
+        try:
+            ends = [end(session, reason) for session in self.sessions]
+            stopping = Deferred.fromCoroutine(self.mount.http.stop())
+        finally:
+            load.resume()
+        await gathered([*ends, stopping])
         await gathered([self.server.drain()])
 
 

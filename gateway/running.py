@@ -18,7 +18,7 @@ Draining, in order:
     `/healthz` and `/readyz`, so that who watches over an open connection can go on asking;
  2. connections that were accepted have FIRST seconds for their first request, as if it had come
     before: who connected is not refused;
- 3. nothing new is taken; what runs has `drain_grace` seconds;
+ 3. nothing new is taken; what runs, or waits for its turn, has `drain_grace` seconds;
  4. the rest is told `shutting_down`, event streams end with `retry`, children and links end;
  5. connections are closed once their answers are out.
 """
@@ -273,6 +273,8 @@ class Running:
                 shared.observer.observed(BoundReached("drain_grace"))
                 break
             await deferLater(clock, LOOK)
+        # What still waits for its turn begins no more.
+        shared.load.suspend()
         stopping = [one.stop("shutdown") for one in self.generations.values()]
         await gathered([Deferred.fromCoroutine(one) for one in stopping])
         await gathered(

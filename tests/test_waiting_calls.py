@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from attrs import define
 from modern_support import ModernServer, enveloped
 from stdio_support import Observed
@@ -15,6 +16,11 @@ from gateway.testing import ScriptedServer
 from gateway.wire.context import ANONYMOUS
 
 ONE = {"max_calls_per_principal": 1, "max_waiting_per_principal": 8}
+
+
+def counted(bench: Bench) -> tuple[int, int]:
+    """Calls of all, and accounts."""
+    return loadOf(bench).total.calls, len(loadOf(bench))
 
 
 def loadOf(bench: Bench) -> Load:
@@ -158,3 +164,33 @@ def test_one_whose_turn_breaks_the_gateway_keeps_nobody_else_waiting(
     load.wait(account, Waits(lambda: begun.append("next")))
     account.left()
     assert begun == ["next"]
+
+
+@pytest.mark.parametrize("reloads", [False, True])
+@pytest.mark.parametrize("era", ["legacy", "modern", "both"])
+def test_what_waits_when_all_is_over_begins_no_more(reloads: bool, era: str) -> None:
+    """It is told that it did not run, so it must not."""
+    served = "modern" if era == "modern" else "legacy"
+    old, new = ModernServer("one", era=served), ModernServer("one", era=served, timeout=9.0)
+    bench = Bench(old, drain_grace=3.0, **ONE)
+    if era == "both":
+        first = bench.open("one")
+        running = first.post(first.request(1, CALL))
+        waits = modern(bench, enveloped(CALL, 2, name="echo"))
+    elif era == "legacy":
+        first, second = bench.open("one"), bench.open("one")
+        running = first.post(first.request(1, CALL))
+        waits = second.post(second.request(2, CALL))
+    else:
+        running, waits = (modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2))
+    assert sum(len(link.of(CALL)) for link in old.links) == 1
+    if reloads:
+        bench.reload(new)
+    else:
+        stopped = bench.gateway.stop()
+    bench.gateway.clock.pump([0.5] * 12)
+    assert [reason(one) for one in (running, waits)] == ["shutting_down"] * 2
+    assert sum(len(link.of(CALL)) for link in (*old.links, *new.links)) == 1
+    assert counted(bench) == (0, 0) if reloads else stopped.called
+    if reloads:
+        bench.end()

@@ -70,7 +70,7 @@ class Load:
     What a gateway carries.
 
     total: all running calls. room: how many may run, of all. each: how many of one principal.
-    stage: of Stage.
+    stage: of Stage. suspended: how many have suspended the turns.
     """
 
     limits: Limits
@@ -79,6 +79,7 @@ class Load:
     room: int = field(init=False)
     each: int = field(init=False)
     stage: int = field(default=Stage.CALM, init=False)
+    suspended: int = field(default=0, init=False)
     _accounts: dict[Principal, Account] = field(factory=dict, init=False)
     _addresses: dict[str, int] = field(factory=dict, init=False)
 
@@ -89,8 +90,24 @@ class Load:
         """The limits have changed."""
         self.each = self.limits.max_calls_per_principal
         self.pressed(self.stage)
+        self._serveAll()
+
+    def _serveAll(self) -> None:
         for account in list(self._accounts.values()):
             account.serve()
+
+    def suspend(self) -> None:
+        """
+        No turn comes until `resume`. For whoever ends many calls at once: what one of them makes
+        room for may be among those that end next, and must not begin before.
+        """
+        self.suspended += 1
+
+    def resume(self) -> None:
+        """Turns come again."""
+        self.suspended -= 1
+        if not self.suspended:
+            self._serveAll()
 
     def pressed(self, stage: int) -> None:
         """Memory is this short now."""

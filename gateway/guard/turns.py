@@ -40,9 +40,10 @@ class _Account(Protocol):
 
 
 class _Load(Protocol):
-    """How many of them may run."""
+    """How many of them may run, and whether none may begin just now."""
 
     each: int
+    suspended: int
 
 
 @define(eq=False)
@@ -67,7 +68,7 @@ class Queue:
 
     def serve(self) -> None:
         """Something ended: begin what there is room for."""
-        if self.serving:
+        if self.serving or self.load.suspended:
             # What began has ended from within; it is seen below.
             return
         self.serving = True
