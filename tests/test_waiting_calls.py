@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 from attrs import define
 from modern_support import ModernServer, enveloped
+from relay_support import CONTEXT, MemoryTarget, notify, request
+from relay_support import Bench as RelayBench
 from stdio_support import Observed
 from test_reload import CALL, Bench, modern, reason
+from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.guard.load import Account, Load
+from gateway.guard.policy import Direction, IPolicy
+from gateway.links.interfaces import EventMark
 from gateway.testing import ScriptedServer
-from gateway.wire.context import ANONYMOUS
+from gateway.wire.context import ANONYMOUS, CallContext
+from gateway.wire.envelope import Message
 
 ONE = {"max_calls_per_principal": 1, "max_waiting_per_principal": 8}
 
@@ -194,3 +200,53 @@ def test_what_waits_when_all_is_over_begins_no_more(reloads: bool, era: str) -> 
     assert counted(bench) == (0, 0) if reloads else stopped.called
     if reloads:
         bench.end()
+
+
+# What breaks.
+
+
+@implementer(IPolicy)
+class Broken:
+    """A policy that fails."""
+
+    def admits(self, context: CallContext) -> bool:
+        return True
+
+    def allows(self, direction: Direction, method: str, name: str, context: CallContext) -> bool:
+        raise RuntimeError(method)
+
+
+def test_what_a_policy_fails_to_judge_is_not_permitted(expectedFailures: list[Any]) -> None:
+    bench = RelayBench(policy=Broken()).opened(initialized=False)
+    assert bench.ask().reason == "forbidden"
+    waits = MemoryTarget()
+    bench.relay.wait(request(2), waits, True, CONTEXT, lambda turn: None)
+    assert waits.reason == "forbidden"
+    assert bench.tell(notify("notifications/initialized")) == [True]
+    bench.server.newest.push(notify("notifications/message").encode())
+    assert not bench.server.newest.requests
+    assert (bench.session.running, bench.session.total.calls) == (0, 0)
+    bench.end()
+
+
+class BrokenTarget(MemoryTarget):
+    """A target that fails."""
+
+    def answer(self, message: Message, mark: EventMark | None = None) -> None:
+        raise RuntimeError("answer")
+
+    def close(self) -> None:
+        raise RuntimeError("close")
+
+
+def test_a_target_that_fails_keeps_nothing_else_from_ending(expectedFailures: list[Any]) -> None:
+    bench = RelayBench().opened()
+    bench.ask(1, target=BrokenTarget())
+    asked = bench.ask(2)
+    broken, stream = BrokenTarget(), MemoryTarget()
+    for one in (broken, stream):
+        bench.relay.attach(one)
+        bench.relay.readerOpened(one, one)
+    bench.end()
+    assert asked.reason == "cancelled" and stream.closed
+    assert (bench.session.running, bench.session.total.calls) == (0, 0)

@@ -7,6 +7,7 @@ from enum import Enum
 
 import msgspec
 from msgspec import Raw
+from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
 from gateway.wire.context import CallContext
@@ -14,6 +15,8 @@ from gateway.wire.envelope import Message, NotJSON, text
 from gateway.wire.strictjson import fieldsOf
 
 __all__ = ["AllowAll", "Direction", "IPolicy", "permits"]
+
+_log = Logger()
 
 
 class Direction(Enum):
@@ -55,7 +58,8 @@ def permits(policy: IPolicy, direction: Direction, message: Message, context: Ca
     """
     Whether a policy lets a message pass.
 
-    What names its tool or resource twice does not: its receiver may read the other one.
+    What names its tool or resource twice does not: its receiver may read the other one. Nor does
+    what the policy fails to judge.
     """
     params, fields = message.fields.get("params"), {}
     if params is not None and bytes(params)[:1] == b"{":
@@ -71,7 +75,11 @@ def permits(policy: IPolicy, direction: Direction, message: Message, context: Ca
         if more is None:
             return False
         named += more
-    return all(policy.allows(direction, message.method, name, context) for name in named)
+    try:
+        return all(policy.allows(direction, message.method, name, context) for name in named)
+    except Exception:
+        _log.failure("a policy failed to judge a message")
+        return False
 
 
 def _completed(params: dict[str, Raw]) -> list[str] | None:

@@ -422,13 +422,10 @@ class Relay:
         self._timer = None
         for call in self.router.withdrawn():
             if call.via is not None:
-                call.via.cancel(call)
-            self._withdraw(call, reason)
+                _whatever(call.via.cancel, call)
+            _whatever(self._withdraw, call, reason)
         for target in self.readers.targets:
-            stream: Stream = target  # type: ignore[assignment]
-            if reason in _RECEDES:
-                stream.recede(self.limits.retry_after * 1000)
-            stream.close()
+            _whatever(self._endStream, target, reason)
         if self.events is not None:
             self.events.forget()
         if self.straight is not None:
@@ -438,6 +435,12 @@ class Relay:
         self.closing = self.upstream.close()
         # It refers to us, and what refers to each other waits for the garbage collector.
         self.session.live = None
+
+    def _endStream(self, target: object, reason: str) -> None:
+        stream: Stream = target  # type: ignore[assignment]
+        if reason in _RECEDES:
+            stream.recede(self.limits.retry_after * 1000)
+        stream.close()
 
     def _withdraw(self, call: Call, reason: str) -> None:
         if call.target is None:
@@ -452,6 +455,14 @@ class Relay:
             target.lost(call.id)
         else:
             target.answer(answer)
+
+
+def _whatever(end: Callable[..., None], *what: object) -> None:
+    """End something of a session; if that fails, the rest is ended all the same."""
+    try:
+        end(*what)
+    except Exception:
+        _log.failure("while a session ended")
 
 
 @define(eq=False)
