@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import pytest_twisted
 from attrs import define
 from modern_support import ModernServer, enveloped
+from raw import AnsweringServer, NamedInHeader, Start, hello
+from raw import start as start
 from relay_support import CONTEXT, MemoryTarget, notify, request
 from relay_support import Bench as RelayBench
 from stdio_support import Observed
 from test_reload import CALL, Bench, modern, reason
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from gateway.guard.limits import Limits
 from gateway.guard.load import Account, Load
 from gateway.guard.policy import Direction, IPolicy
-from gateway.links.interfaces import EventMark
+from gateway.links.interfaces import EventMark, ILink
 from gateway.testing import ScriptedServer
 from gateway.wire.context import ANONYMOUS, CallContext
 from gateway.wire.envelope import Message
@@ -250,3 +254,37 @@ def test_a_target_that_fails_keeps_nothing_else_from_ending(expectedFailures: li
     bench.end()
     assert asked.reason == "cancelled" and stream.closed
     assert (bench.session.running, bench.session.total.calls) == (0, 0)
+
+
+class SlowToGiveUp(AnsweringServer):
+    """Its handshakes take time to be given up, as one does whose child has to be ended."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.ended: Deferred[None] = Deferred()
+
+    def link(self, *asked: Any, **more: Any) -> Deferred[ILink]:
+        async def shake() -> ILink:
+            try:
+                await Deferred()
+            finally:
+                await self.ended
+            raise AssertionError
+
+        return Deferred.fromCoroutine(shake())
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_kept_of_who_left_within_a_handshake(start: Start) -> None:
+    server = SlowToGiveUp("one")
+    stack = await start({"one": server}, authenticator=NamedInHeader())
+    who = [(b"X-Who", b"alice")]
+    stream, endpoint = await stack.openSSE(headers=who)
+    assert (await stack.ask(b"POST", endpoint, hello(), who)).status == 202
+    load = stack.shared.load
+    await stack.until(lambda: load.total.calls == 1)
+    stream.reset()
+    await stack.until(lambda: not len(stack.shared.registry))
+    server.ended.callback(None)
+    await stack.until(lambda: load.total.calls == 0)
+    assert len(load) == 0

@@ -240,6 +240,9 @@ class SSEProxy:
         relay.session.callStarted(self.shared.clock.seconds())
         answer, succeeded = await handshake(self.shared, relay, message, admitted.context)
         relay.session.callEnded(self.shared.clock.seconds())
+        if relay.session.ended:
+            # It was its last call.
+            self.shared.load.forget(relay.session.record.principal)
         if not succeeded:
             # Another try is the client's right: nothing has come of this one.
             conversation.asked = False
