@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 from attrs import define
 from modern_support import ModernServer, enveloped
-from raw import AnsweringServer, NamedInHeader, Start, hello
+from raw import AnsweringServer, NamedInHeader, Start, hello, rpc
 from raw import start as start
 from relay_support import CONTEXT, MemoryTarget, notify, request
 from relay_support import Bench as RelayBench
@@ -288,3 +288,36 @@ async def test_nothing_is_kept_of_who_left_within_a_handshake(start: Start) -> N
     server.ended.callback(None)
     await stack.until(lambda: load.total.calls == 0)
     assert len(load) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_numbered_stream_that_nobody_can_resume_ends_its_call(start: Start) -> None:
+    """A server without sessions has no GET at the gateway: what it closes is closed."""
+    server = AnsweringServer("one", http=True, sessionless=True)
+    stack = await start({"one": server})
+    assert (await stack.ask(b"POST", b"/mcp", rpc("tools/call", 0))).status == 200
+    server.answers = False
+    asked = await stack.send(b"POST", b"/mcp", rpc("tools/call", 1))
+    await stack.until(lambda: stack.shared.load.total.calls == 1)
+    link = server.newest
+    sent = link.last("tools/call")
+    link.push(rpc("notifications/message", level="info", data=1), sent.call, EventMark(b"e1"))
+    await asked.head()
+    assert (await asked.message())["method"] == "notifications/message"
+    link.settle(sent)
+    assert (await asked.message())["error"]["data"]["reason"] == "outcome_unknown"
+    assert (stack.shared.load.total.calls, len(stack.shared.load)) == (0, 0)
+
+
+def test_an_id_that_comes_twice_is_still_its_calls() -> None:
+    bench = RelayBench(transparent=True, server=ScriptedServer(http=True)).opened()
+    assert bench.relay.straight is not None
+    numbered = bench.relay.straight.numbered
+    bench.ask(1)
+    (call,) = bench.relay.router.calls.values()
+    for _ in range(2):
+        assert numbered.sent(call, b"e1") == 0
+    assert numbered.keep(call, request(1))
+    assert numbered.find(b"e1").kept is not None
+    assert numbered.sent(call, b"e1") == 0, "what is kept is not forgotten"
+    bench.end()

@@ -165,6 +165,8 @@ class Relay:
         self.router.passes(transparent)
         if transparent:
             self.events = None
+        if transparent and not self.router.common:
+            # Without a session nobody could resume a stream; so it has no event ids.
             self.straight = self.straight or Straight(self, self.router, self.limits)
 
     # The link.
