@@ -70,7 +70,13 @@ class Numbered:
         return 0 if known is None else self._learn(known, id)
 
     def _learn(self, known: NumberedCall, id: bytes) -> int:
-        forgotten = 0 if id not in self._ids else self._drop(id)
+        before, forgotten = self._ids.get(id), 0
+        if before is known:
+            # The newest again; it is not to be forgotten between.
+            self._ids[id] = self._ids.pop(id)
+            return 0
+        if before is not None:
+            forgotten = self._drop(id)
         self._ids[id] = known
         self._size += len(id)
         known._known += 1
