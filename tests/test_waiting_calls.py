@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import define
-from modern_support import ModernServer, enveloped
+from modern_support import LISTENING, ModernServer, enveloped
 from raw import AnsweringServer, NamedInHeader, Start, hello, rpc
 from raw import start as start
 from relay_support import CONTEXT, MemoryTarget, notify, request
@@ -320,4 +320,27 @@ def test_an_id_that_comes_twice_is_still_its_calls() -> None:
     assert numbered.keep(call, request(1))
     assert numbered.find(b"e1").kept is not None
     assert numbered.sent(call, b"e1") == 0, "what is kept is not forgotten"
+    bench.end()
+
+
+def test_what_waits_for_the_era_of_its_server_counts_as_what_runs() -> None:
+    server = ModernServer("one")
+    server.handshakeHeld = True
+    bench = Bench(server, **ONE)
+    asked = [modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2, 3)]
+    listening = modern(bench, enveloped("subscriptions/listen", 4, **LISTENING))
+    assert counted(bench) == (3, 1)
+    listening.leave()
+    asked[1].leave()
+    assert counted(bench) == (2, 1)
+    server.handshakeHeld = False
+    while server._pending:
+        server.finishHandshake()
+    for id in (1, 3):
+        bench.gateway.advance(0.1)
+        assert counted(bench)[0] == (2 if id == 1 else 1)
+        assert len(server.newest.of(CALL)) == (1 if id == 1 else 2)
+        server.newest.reply(server.newest.last(CALL))
+    assert [one.json()["id"] for one in (asked[0], asked[2])] == [1, 3]
+    assert counted(bench) == (0, 0)
     bench.end()

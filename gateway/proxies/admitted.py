@@ -33,8 +33,8 @@ class Admitted(msgspec.Struct, eq=False):
     ones as exceptions. session: the one it names; None where it needs none. json, events: what
     its client accepts. refusal: over HTTP+SSE, what its session's stream must be told instead.
     claim: the revision a modern message claims; None for a legacy one. body: its bytes as they
-    came; of modern messages only. hadTurn: whether it has waited for its principal's turn, and does
-    so no more, whoever serves it then.
+    came; of modern messages only. hadRoom: whether it was let in, perhaps after it waited
+    for its turn, and is not asked to wait again, whoever serves it then.
     """
 
     exchange: Exchange
@@ -49,7 +49,7 @@ class Admitted(msgspec.Struct, eq=False):
     id: bytes | None = None
     claim: str | None = None
     body: bytes = b""
-    hadTurn: bool = False
+    hadRoom: bool = False
 
 
 Then = Callable[[Admitted], None]

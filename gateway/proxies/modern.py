@@ -81,6 +81,7 @@ class ModernEndpoint:
     _waiting: set[ModernWaiting] = field(factory=set, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
+    _stopped: bool = field(default=False, init=False)
     _tools: ToolLists = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
@@ -124,6 +125,7 @@ class ModernEndpoint:
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
+        self._stopped = True
         for waiting in list(self._waiting):
             waiting.stop()
         for one in list(self._open):
@@ -140,7 +142,7 @@ class ModernEndpoint:
         if message.kind is NOTIFICATION:
             self._drop("modern_notification")
             admitted.exchange.answer(202, ())
-        elif admitted.hadTurn:
+        elif admitted.hadRoom:
             # At the server that this one replaces.
             self._serve(admitted)
         elif not self.shared.accepting:
@@ -188,29 +190,46 @@ class ModernEndpoint:
         """It is under way: count it, unless it only listens."""
         self._open[one] = principal
         if not one.listens:
-            load = self.shared.load
-            load.total.calls += 1
-            load.accountOf(principal).calls += 1
+            self._count(principal)
 
     def _ended(self, one: Passing | ModernReply) -> None:
         principal = self._open.pop(one, None)
         if principal is not None and not one.listens:
-            load = self.shared.load
-            load.total.calls -= 1
-            load.accountOf(principal).left()
-            load.forget(principal)
+            self._countOut(principal)
+
+    def _count(self, principal: Principal) -> None:
+        """One more of its calls is let in."""
+        load = self.shared.load
+        load.total.calls += 1
+        load.accountOf(principal).calls += 1
+
+    def _countOut(self, principal: Principal) -> None:
+        load = self.shared.load
+        load.total.calls -= 1
+        load.accountOf(principal).left()
+        load.forget(principal)
 
     def _find(self, admitted: Admitted, eras: EraServer) -> None:
-        """The server's era takes time to find: whoever leaves meanwhile climbs no further."""
-        exchange = admitted.exchange
+        """
+        The server's era takes time to find: whoever leaves meanwhile climbs no further. What waits
+        for it counts as what runs.
+        """
+        exchange, principal = admitted.exchange, admitted.context.principal
+        message = admitted.message
+        counts = message is not None and message.method != LISTEN
         finding = eras.findModern(admitted.context)
         gone: list[bool] = []
 
         self._finding += 1
+        admitted.hadRoom = True
+        if counts:
+            self._count(principal)
 
-        def over(result: object) -> object:
+        def over(_: object) -> None:
+            # Last: by now it is counted as what it has become.
             self._finding -= 1
-            return result
+            if counts:
+                self._countOut(principal)
 
         def left() -> None:
             gone.append(True)
@@ -235,15 +254,15 @@ class ModernEndpoint:
                 self._fail(admitted, error.reason, error.message)
 
         exchange.onGone = left
-        finding.addBoth(over)
         finding.addCallbacks(found, failed)
         finding.addErrback(self.ladder.broke, exchange)
+        finding.addBoth(over)
 
     def _found(self, admitted: Admitted, modern: bool) -> None:
         server = self._eras.inner if self._eras is not None else None
         if self.successor is not None:
             self.successor(admitted)
-        elif not self.shared.accepting and not admitted.hadTurn:
+        elif self._stopped:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif modern and isinstance(server, HTTPServer):
             self._pass(admitted, server)

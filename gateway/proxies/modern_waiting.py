@@ -51,7 +51,7 @@ class ModernWaiting:
     def comes(self) -> None:
         """See Turn."""
         self._leave()
-        self.admitted.exchange.onGone, self.admitted.hadTurn = None, True
+        self.admitted.exchange.onGone, self.admitted.hadRoom = None, True
         self.go(self.admitted)
 
     def beat(self, now: float) -> None:
