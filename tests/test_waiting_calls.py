@@ -344,3 +344,16 @@ def test_what_waits_for_the_era_of_its_server_counts_as_what_runs() -> None:
     assert [one.json()["id"] for one in (asked[0], asked[2])] == [1, 3]
     assert counted(bench) == (0, 0)
     bench.end()
+
+
+def test_what_waits_begins_no_more_in_a_session_that_is_lost_with_its_server() -> None:
+    server = ScriptedServer("one", on_exit="lost")
+    bench = Bench(server, **ONE)
+    client = bench.open("one")
+    asked = [client.post(client.request(id, CALL)) for id in (1, 2)]
+    server.newest.lose()
+    assert [reason(one) for one in asked] == ["server_exited"] * 2
+    assert server.handshakes == 1
+    assert client.post(client.request(3, CALL)).status == 404
+    assert counted(bench) == (0, 0)
+    bench.end()

@@ -221,12 +221,14 @@ class Calls:
         again = CallRepeated(self.server, call.request.method)
         return [again, Forward(self.towardsServer(call), call, call.context)]
 
-    def on(self, link: object, *, orNone: bool) -> list[Call]:
-        """Those that were sent on a link; orNone: and those that wait for one."""
+    def on(self, link: object, *, orNone: bool, held: bool = False) -> list[Call]:
+        """
+        Those that were sent on a link; orNone: and those that wait for one; held: or for their turn.
+        """
         return [
             call
             for call in self.running.values()
-            if call.via is link or (orNone and call.via is None and not call.held)
+            if call.via is link or (orNone and call.via is None and (held or not call.held))
         ]
 
     def again(self, calls: list[Call], reason: Reason, now: float) -> list[Effect]:

@@ -282,9 +282,9 @@ class Router:
         The link is gone: what was pending on it, or waited for it, fails at once or is sent once
         more, and the server's requests are void. What runs on another goes on.
 
-        final: whether there will be no other link.
+        final: whether there will be no other link. Then what waits for its turn fails, too.
         """
-        calls = self._calls.on(link, orNone=True)
+        calls = self._calls.on(link, orNone=True, held=final)
         again = [] if final else self._calls.again(calls, reason, now)
         failed = self._calls.fail(calls, reason, message)
         return failed + self._deliveries.forgotten(now) + again
