@@ -263,6 +263,7 @@ async def test_acceptance_96_modern_calls_wait_too(start: Start) -> None:
     # Who leaves, waits no more.
     clients[1].reset()
     await stack.until(lambda: total.calls == 2)
+    assert CallFailed("one", "tools/call", "cancelled") in stack.observer.events
     assert len(server.newest.of("tools/call")) == 1
     server.newest.reply(server.newest.last("tools/call"))
     assert (await clients[0].response()).json["id"] == "a"

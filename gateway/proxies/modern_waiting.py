@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
+from gateway.observe.observer import CallFailed
 from gateway.proxies.admitted import Admitted
 from gateway.proxies.shared import Shared
 from gateway.wire.refusals import Reason
@@ -42,7 +43,7 @@ class ModernWaiting:
         load.wait(account, self)
         self._until = self.shared.clock.seconds() + self.timeout
         self.shared.pulse.join(self)
-        self.admitted.exchange.onGone = self._leave
+        self.admitted.exchange.onGone = self._gone
 
     def waits(self) -> bool:
         """See Turn."""
@@ -64,6 +65,14 @@ class ModernWaiting:
         """The gateway ends, or the server."""
         self._leave()
         self.fail(self.admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
+
+    def _gone(self) -> None:
+        """The client closed: that cancels its request."""
+        self._leave()
+        message, server = self.admitted.message, self.admitted.context.server
+        assert message is not None
+        failed = CallFailed(server, message.method, Reason.CANCELLED.value)
+        self.shared.observer.observed(failed)
 
     def _leave(self) -> None:
         self._over = True

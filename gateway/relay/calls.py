@@ -223,7 +223,9 @@ class Calls:
 
     def on(self, link: object, *, orNone: bool, held: bool = False) -> list[Call]:
         """
-        Those that were sent on a link; orNone: and those that wait for one; held: or for their turn.
+        Those that were sent on a link.
+
+        orNone: and those that wait for one. held: and those that wait for their turn.
         """
         return [
             call

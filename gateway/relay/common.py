@@ -36,7 +36,7 @@ class CommonRelay(Relay):
         self._left(call)
         super()._withdraw(call, reason)
 
-    def waiting(self, call: Call) -> None:
+    def _waits(self, call: Call) -> None:
         self._runs(call)
 
     def _runs(self, call: Call | None) -> None:

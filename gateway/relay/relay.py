@@ -238,13 +238,13 @@ class Relay:
         effects = self.router.request(message, target, streams, context, now)
         call = self.router.held(effects)
         if call is not None:
-            self.waiting(call)
+            self._waits(call)
             queue(HeldCall(self, call))
         self.do(effects)
         self.readers.weigh()
 
-    def waiting(self, call: Call) -> None:
-        """A call waits for its turn."""
+    def _waits(self, call: Call) -> None:
+        """A call waits, and nothing of it is sent: for who counts calls beside the session, too."""
 
     def _refuse(
         self, message: Message, target: Target, now: float, reason: Reason, why: str
