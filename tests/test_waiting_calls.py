@@ -357,3 +357,13 @@ def test_what_waits_begins_no_more_in_a_session_that_is_lost_with_its_server() -
     assert client.post(client.request(3, CALL)).status == 404
     assert counted(bench) == (0, 0)
     bench.end()
+
+
+def test_a_target_that_fails_keeps_no_other_from_its_answer(expectedFailures: list[Any]) -> None:
+    bench = RelayBench().opened()
+    bench.ask(1, target=BrokenTarget())
+    asked = bench.ask(2)
+    bench.server.newest.lose()
+    assert asked.reason == "server_exited"
+    assert (bench.session.running, bench.session.total.calls) == (0, 0)
+    bench.end()

@@ -345,7 +345,11 @@ class Relay:
                 call = effect.call
                 self._ended(call.request.method, call.started, effect.message, effect.failed)
                 if call.present:
-                    call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
+                    try:
+                        call.target.answer(effect.message, mark)  # type: ignore[attr-defined]
+                    except Exception:
+                        # The others of these calls have ended, too, and wait for their answers.
+                        _log.failure("while a call was answered")
                 elif self.straight is None or not self.straight.unheard(call, effect.message):
                     self.drop("client_gone")
                 if self.readers.slow:
