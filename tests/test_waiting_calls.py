@@ -367,3 +367,27 @@ def test_a_target_that_fails_keeps_no_other_from_its_answer(expectedFailures: li
     assert asked.reason == "server_exited"
     assert (bench.session.running, bench.session.total.calls) == (0, 0)
     bench.end()
+
+
+def test_nothing_begins_among_the_relays_of_a_replaced_server_without_sessions() -> None:
+    old, new = (ScriptedServer("one", http=True, sessionless=True, timeout=t) for t in (9.0, 8.0))
+    bench = Bench(old, drain_grace=3.0, **ONE)
+    asked = []
+    for revision in ("2025-06-18", "2025-03-26"):
+        client = bench.gateway.client("one", MCP_Protocol_Version=revision)
+        asked.append(client.post(client.request(len(asked), CALL)))
+        old.newest.accept(old.newest.last("notifications/initialized"))
+    for link in old.links:
+        link.slowClose = True
+    assert counted(bench) == (2, 1) and len(old.links) == 2
+    bench.reload(new)
+    bench.gateway.clock.pump([0.5] * 8)
+    for link in old.links:
+        link.finishClose()
+    bench.gateway.clock.pump([0.5] * 2)
+    for link in old.links:
+        link.finishClose()
+    assert [reason(one) for one in asked] == ["shutting_down"] * 2
+    assert sum(len(link.of(CALL)) for link in old.links) == 1
+    assert counted(bench) == (0, 0)
+    bench.end()

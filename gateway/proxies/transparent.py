@@ -13,7 +13,7 @@ proxy does.
 from __future__ import annotations
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from gateway.links.hello import ownHello
@@ -142,9 +142,13 @@ class TransparentProxy(StreamableProxy):
         return any(relay.session.running for relay in self._common.values())
 
     async def stop(self) -> None:
+        # All at once, or one would begin what waits while another closes its link.
+        ending = [
+            Deferred.fromCoroutine(self._drop(relay, "shutdown"))
+            for relay in list(self._common.values())
+        ]
         await super().stop()
-        for relay in list(self._common.values()):
-            await self._drop(relay, "shutdown")
+        await gatherResults(ending)
 
     async def _drop(self, relay: Relay, reason: str = "dismissed") -> None:
         self._common = {key: kept for key, kept in self._common.items() if kept is not relay}
