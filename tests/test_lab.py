@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from lab.faults import FAULTS, HARMLESS, faultsOf
-from lab.ledger import SERVERS, Ledger
+from lab.ledger import Ledger
+from lab.servers import SERVERS
 from stdio_support import children
 
 SEED = 20261125

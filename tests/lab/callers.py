@@ -54,7 +54,8 @@ class Plan:
     """
     What all callers have in common.
 
-    left: how many calls are still to be begun. faults: how many of a hundred go wrong.
+    left: how many calls are still to be begun. faults: how many of a hundred go wrong. until: when
+    the last one begins. rest: seconds between two calls of one lane, on the average.
     """
 
     base: str
@@ -63,6 +64,7 @@ class Plan:
     left: int
     faults: float
     until: float = float("inf")
+    rest: float = 0.0
 
     @property
     def over(self) -> bool:
@@ -74,7 +76,10 @@ class Plan:
 
 @define(eq=False)
 class Caller:
-    """One client. who: its name. server: whom it calls. behind: what kind of server that is."""
+    """
+    One client. who: its name. server: whom it calls. behind: what kind of server that is. due:
+    faults that its next calls have.
+    """
 
     plan: Plan
     who: str
@@ -83,7 +88,7 @@ class Caller:
     kind: str = field(default="", init=False)
     dice: random.Random = field(init=False)
     count: int = field(default=0, init=False)
-    clients: list[RawClient] = field(factory=list, init=False)
+    due: list[Fault] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.dice = random.Random(f"{self.plan.seed} {self.who}")
@@ -135,10 +140,14 @@ class Caller:
     async def _lane(self, number: int) -> None:
         raise NotImplementedError
 
-    def next(self) -> Asked | None:
-        """The next call, or None."""
+    async def next(self) -> Asked | None:
+        """The next call, after a rest if there is one; None when there is none."""
+        if self.plan.rest:
+            await pause(self.plan.rest * self.dice.uniform(0.5, 1.5))
         if self.plan.over:
             return None
+        if self.due:
+            return self.asked(self.due.pop())
         return self.asked(pick(self.dice, self.behind, self.kind, self.plan.faults))
 
     def asked(self, fault: Fault, id: object = None) -> Asked:
@@ -176,7 +185,7 @@ class _Posting(Caller):
 
     async def _lane(self, number: int) -> None:
         client = await self.connect()
-        while (asked := self.next()) is not None:
+        while (asked := await self.next()) is not None:
             await self.ready()
             verb = asked.fault.verb
             act = getattr(self, "_" + verb.replace("-", "_"), None)
@@ -673,7 +682,7 @@ class SSECaller(Caller):
 
     async def _lane(self, number: int) -> None:
         client = await self.connect()
-        while (asked := self.next()) is not None:
+        while (asked := await self.next()) is not None:
             await self.ready()
             # On one stream ids of calls in flight are apart.
             asked.id = number * 100 + self.count % 7 + 1
