@@ -14,7 +14,6 @@ when all clients have left it must hold what it held at first.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -26,16 +25,17 @@ from typing import Any
 
 from attrs import define, field
 from processes import Process, start
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.task import react
-from twisted.python.failure import Failure
 
 from .book import Book
-from .callers import KINDS, Caller, Plan, pause
+from .caller import PRINCIPALS, Caller, Plan, pause
+from .callers import KINDS
+from .changes import Changes
 from .faults import FAULTS
 from .held import COUNTED, Sample, drawn
 from .servers import SERVERS, configuration
-from .watching import WatchedGateway, descendants, stillThere
+from .watching import WatchedGateway
 
 __all__ = ["Ledger"]
 
@@ -54,8 +54,9 @@ class Ledger:
     clients: how many of each kind for each server. faults: how many of a hundred calls go wrong.
     place: a folder for what the run writes. every: seconds between samples. timeout: seconds that a
     call may take, as the gateway is configured. rest: seconds for which a client rests between two
-    calls of one lane, on the average. beside: goes on beside the calls, with the clients, until all
-    have left. tell: is told every sample.
+    calls of one lane, on the average. wires: whether connections of clients and to servers are
+    harmed at any time, too. reload, restart: seconds from one to the next; 0 for none. beside: goes
+    on beside the calls, with the clients, until all have left. tell: is told every sample.
     """
 
     seed: int
@@ -68,15 +69,18 @@ class Ledger:
     servers: tuple[str, ...] = tuple(SERVERS)
     timeout: float = 2.0
     rest: float = 0.0
+    wires: bool = True
+    reload: float = 1.0
+    restart: float = 20.0
     beside: Callable[[list[Caller]], Coroutine[Any, Any, None]] | None = None
     tell: Callable[[Sample], object] = lambda sample: None
     book: Book = field(init=False)
     samples: list[Sample] = field(factory=list, init=False)
     counts: Counter[str] = field(factory=Counter, init=False)
     took: float = field(default=0.0, init=False)
-    _plan: Plan = field(init=False)
     _began: float = field(init=False)
-    _gateway: WatchedGateway = field(init=False)
+    _changes: Changes = field(init=False)
+    _front: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.book = Book(self.timeout + _BUSY)
@@ -93,69 +97,105 @@ class Ledger:
         """Start all of it, call, judge, and end all of it."""
         others: list[Process] = []
         try:
-            ports = await self._others(others)
-            config = self.place / "servers.json"
-            config.write_text(
-                json.dumps(configuration(self.servers, self.ledger, *ports, self.timeout))
-            )
-            self._gateway = await WatchedGateway.started(config)
+            server = await self._other(others, "http_server", str(self.ledger))
+            wire = await self._other(others, "wire", server, *self._random)
+            about = configuration(self.servers, self.ledger, int(server), int(wire), self.timeout)
+            steady = [name for name in self.servers if SERVERS[name][0] == "steady"]
+            mark = str(self.ledger)
+            file = self.place / "servers.json"
+            self._changes = Changes(about, file, steady, mark, self.book, self.seed)
+            await self._changes.begin()
             try:
+                port = self.gateway.base.rpartition(":")[2]
+                self._front = await self._other(others, "wire", port, *self._random, "--blind")
                 await self._called()
             finally:
-                await self._stopped()
+                await self._changes.end()
         finally:
             for process in others:
                 process.kill()
                 await process.ended
-        self.counts = self.book.check(self.ledger)
+                if "Traceback" in process.err:
+                    self.book.blame(f"the laboratory's own: {process.err[-2000:]}")
+        shared = [name for name, (_, _, more) in SERVERS.items() if "isolation" in more]
+        self.counts = self.book.check(self.ledger, shared)
 
-    async def _others(self, others: list[Process]) -> list[int]:
-        """The HTTP server, and the fault proxy in front of it."""
-        module = [sys.executable, "-m"]
-        others.append(start([*module, "tests.lab.http_server", str(self.ledger)]))
-        server = (await others[0].line(r"ready (\d+)"))[1]
-        others.append(start([*module, "tests.lab.wire", server]))
-        return [int(server), int((await others[1].line(r"ready (\d+)"))[1])]
+    @property
+    def _random(self) -> list[str]:
+        """The option of a proxy on the wire that harms connections by itself."""
+        return ["--seed", str(self.seed)] if self.wires else []
+
+    async def _other(self, others: list[Process], module: str, *words: str) -> str:
+        """Start a module of the laboratory as a process of its own; returns its port."""
+        others.append(start([sys.executable, "-m", f"tests.lab.{module}", *words]))
+        return (await others[-1].line(r"ready (\d+)"))[1]
+
+    @property
+    def gateway(self) -> WatchedGateway:
+        return self._changes.gateway
+
+    def _plan(self, book: Book, calls: int, faults: float) -> Plan:
+        base = self.gateway.base
+        wired = f"http://127.0.0.1:{self._front}"
+        plan = Plan(base, wired, book, self.seed, calls, faults)
+        plan.changes = self.reload > 0
+        return plan
 
     async def _called(self) -> None:
         await self._warm()
         before = await self._held()
         self._began = time.monotonic()
-        self._plan = Plan(self._gateway.base, self.book, self.seed, self.calls, self.faults)
-        self._plan.until = self._plan.now() + self.seconds
-        self._plan.rest = self.rest
-        callers = self._callers(self._plan, self.clients)
-        others = [self._sampled()] + ([self.beside(callers)] if self.beside else [])
-        beside = [ensureDeferred(one).addErrback(_cancelled) for one in others]
+        plan = self._plan(self.book, self.calls, self.faults)
+        plan.until = plan.now() + self.seconds
+        plan.rest = self.rest
+        callers = self._callers(plan, self.clients)
+        others = [self._sampled()]
+        if self.beside is not None:
+            others.append(self.beside(callers))
+        if self.reload:
+            others.append(self._changes.reloading(self.reload))
+        if self.restart:
+            others.append(self._changes.restarting(plan, self.restart))
+        beside = [ensureDeferred(one) for one in others]
         flows = [ensureDeferred(one.run()) for one in callers]
         await gatherResults(flows, consumeErrors=True)
         self.took = time.monotonic() - self._began
-        for one in beside:
-            one.cancel()
-        await gatherResults(beside, consumeErrors=True)
+        await self._changes.over(beside)
         await self._settled(before)
 
     def _callers(self, plan: Plan, clients: int) -> list[Caller]:
-        return [
-            kind(plan, f"{name}-{server}-{number}", server, SERVERS[server][0])
-            for number in range(clients)
-            for server in self.servers
-            for name, kind in KINDS.items()
-        ]
+        """
+        The clients: of each kind for each server, each another principal than the last; and where
+        wires are harmed, of one kind for each server, over such a wire.
+        """
+        found: list[Caller] = []
+        for place, server in enumerate(self.servers):
+            behind = SERVERS[server][0]
+            for number in range(clients):
+                for kind in KINDS:
+                    principal = PRINCIPALS[len(found) % len(PRINCIPALS)]
+                    name = f"{kind}:{server}:{number}"
+                    found.append(KINDS[kind](plan, name, server, behind, principal))
+            if self.wires and behind != "steady":
+                kind = list(KINDS)[place % len(KINDS)]
+                principal = PRINCIPALS[len(found) % len(PRINCIPALS)]
+                name = f"{kind}:{server}:wired"
+                found.append(KINDS[kind](plan, name, server, behind, principal, wired=True))
+        return found
 
     async def _warm(self) -> None:
         """Two calls of each kind of client, so that what stays for good is there."""
-        plan = Plan(self._gateway.base, Book(self.timeout + _BUSY), self.seed, 1 << 30, 0.0)
+        plan = self._plan(Book(self.timeout + _BUSY), 1 << 30, 0.0)
         for caller in self._callers(plan, 1):
-            plan.left = 2
-            caller.who += "-warm"
-            await caller.run()
+            if not caller.wired:
+                plan.left = 2
+                await caller.run()
         self.ledger.write_bytes(b"")
 
     # What the gateway holds.
 
     async def _held(self) -> Sample:
-        told = await self._gateway.held()
+        told = await self._changes.held()
         began = getattr(self, "_began", time.monotonic())
         counted = {name: told[name] for name in ("rss", *COUNTED)}
         return Sample(time.monotonic() - began, self.book.ended, **counted)
@@ -180,25 +220,10 @@ class Ledger:
             if not more:
                 return
             if time.monotonic() > until:
-                kinds = self._gateway.openFiles()
+                kinds = self.gateway.openFiles()
                 self.book.blame(f"left behind: {more}; open files: {kinds}")
                 return
             await pause(0.25)
-
-    async def _stopped(self) -> None:
-        family = descendants(self._gateway.pid)
-        code = await self._gateway.stop()
-        if code != 0:
-            self.book.blame(f"the gateway exited with {code}")
-        for _ in range(50):
-            left = stillThere(family, str(self.ledger))
-            if not left:
-                break
-            await pause(0.1)
-        else:
-            self.book.blame(f"processes left: {left}")
-        if self._gateway.log:
-            self.book.blame(f"the gateway's log: {self._gateway.log}")
 
     # What came of it.
 
@@ -224,6 +249,9 @@ class Ledger:
             f"{len(self.servers)} servers, {len(KINDS)} proxies, {self.clients} clients of each, "
             f"{self.took:.1f} s, {self.rate:.0f} calls/s; {counts['answered']:,} ended, "
             f"{counts['executed']:,} executed in {counts['processes']:,} processes; "
+            f"{self.book.questions:,} questions, {counts['replies']:,} answers; "
+            f"{self._changes.reloads} reloads, {self._changes.restarts} restarts "
+            f"of at most {self._changes.away:.1f} s; "
             f"{self.book.broken} promises broken"
         )
         if self.samples:
@@ -238,10 +266,6 @@ class Ledger:
         return text
 
 
-def _cancelled(failure: Failure) -> None:
-    failure.trap(CancelledError)
-
-
 def _options() -> argparse.Namespace:
     about, _, more = (__doc__ or "").strip().partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -254,6 +278,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=1, help="of each kind, for each server")
     parser.add_argument("--faults", type=float, default=12.0, help="of a hundred calls")
     parser.add_argument("--servers", default=",".join(SERVERS), help="of " + ", ".join(SERVERS))
+    parser.add_argument("--reload", type=float, default=1.0, help="seconds; 0: never")
+    parser.add_argument("--restart", type=float, default=20.0, help="seconds; 0: never")
+    parser.add_argument("--no-wires", action="store_true", help="harm no wire but at a verb")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples")
     parser.add_argument("--plot", type=Path, help="where to draw what was held")
     parser.add_argument("--tokens", action="store_true", help="tell some of each outcome")
@@ -275,6 +302,9 @@ async def _main(options: argparse.Namespace, place: Path) -> bool:
         every=options.every,
         servers=tuple(options.servers.split(",")),
         tell=tell,
+        wires=not options.no_wires,
+        reload=options.reload,
+        restart=options.restart,
     )
     print(f"ledger: --seed {options.seed} --calls {options.calls}, {len(FAULTS)} kinds of fault")
     await run.run()

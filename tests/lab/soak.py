@@ -24,7 +24,8 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import react
 
-from .callers import KINDS, LANES, Caller, pause
+from .caller import LANES, Caller, pause
+from .callers import KINDS
 from .faults import FAULTS, Fault
 from .held import COUNTED, Sample, drawn, slopeOf
 from .ledger import Ledger
@@ -74,6 +75,9 @@ class Soak:
             every=self.every,
             timeout=_TIMEOUT,
             rest=len(SERVERS) * len(KINDS) * LANES / self.rate,
+            wires=False,
+            reload=0.0,
+            restart=0.0,
             beside=self._faults,
         )
 

@@ -16,6 +16,10 @@ from processes import Process, start
 __all__ = ["WatchedGateway", "descendants", "stillThere"]
 
 
+_NOTABLE = ("Traceback", "Unhandled", "#critical]", "configuration is not taken")
+"""What of a log is no routine."""
+
+
 class _Logged(Process):
     """A gateway of whose log no more is kept than what is no routine."""
 
@@ -28,7 +32,7 @@ class _Logged(Process):
             # What servers write is their own affair.
             if "[gateway.server#" in line:
                 continue
-            if "Traceback" in line or "Unhandled" in line or "#critical]" in line:
+            if any(one in line for one in _NOTABLE):
                 self._kept = 60
             if self._kept > 0 and len(self.err) < 20_000:
                 self._kept -= 1
@@ -43,9 +47,9 @@ class WatchedGateway:
     base: str
 
     @classmethod
-    async def started(cls, config: Path) -> WatchedGateway:
-        """Start one; it is ready when this returns."""
-        listen = "tcp:0:interface=127.0.0.1"
+    async def started(cls, config: Path, port: int = 0) -> WatchedGateway:
+        """Start one; it is ready when this returns. port: where it listens; 0: anywhere."""
+        listen = f"tcp:{port}:interface=127.0.0.1"
         argv = ["-m", "tests.lab.watched", "--listen", listen, "--config", str(config)]
         process = start([sys.executable, *argv], process=_Logged())
         found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/")
