@@ -18,7 +18,7 @@ SEED = 20261125
 @pytest_twisted.ensureDeferred
 async def test_acceptance_24_every_call_is_answered_once_to_its_caller(tmp_path: Path) -> None:
     """Acceptance 24, 46, 64, 69, 70, 78, ledger: both eras, three proxies, faults everywhere."""
-    run = Ledger(seed=SEED, calls=5000, place=tmp_path, reload=0.5, restart=2.5)
+    run = Ledger(seed=SEED, calls=5000, place=tmp_path, restart=2500)
     await run.run()
     print(run)
     assert not run.book.broken, run.wrong

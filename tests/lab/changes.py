@@ -20,6 +20,8 @@ __all__ = ["Changes"]
 
 _GONE = 0.2
 """Seconds for which a server is not configured."""
+_LOOK = 0.05
+"""Seconds between two looks at how many calls ended."""
 _LESS = 0.5
 """Seconds by which another `max_timeout` is shorter at most."""
 
@@ -65,20 +67,28 @@ class Changes:
     async def over(self, doing: Sequence[Deferred[None]]) -> None:
         """What went on beside the calls is to end; a restart that began ends first."""
         await self._lock.acquire()
-        self._lock.release()
+        # Whoever had the lock is amid its last turn: what runs cannot be cancelled.
+        await pause(0)
         for one in doing:
             one.addErrback(lambda failure: failure.trap(CancelledError) and None)
             one.cancel()
+        self._lock.release()
         await gatherResults(doing, consumeErrors=True)
 
     # Reloads.
 
-    async def reloading(self, every: float) -> None:
-        """Change a server, or take one out and put it back, again and again."""
+    async def reloading(self, every: int) -> None:
+        """Change a server, or take one out and put it back, whenever so many more calls ended."""
         dice = random.Random(f"{self.seed} reloads")
         while True:
-            await pause(every)
+            await self._later(every)
             await self.reload(dice)
+
+    async def _later(self, calls: int) -> None:
+        """Wait until so many more calls ended."""
+        until = self.book.ended + calls
+        while self.book.ended < until:
+            await pause(_LOOK)
 
     async def reload(self, dice: random.Random) -> None:
         """One change."""
@@ -114,10 +124,10 @@ class Changes:
 
     # Restarts.
 
-    async def restarting(self, plan: Plan, every: float) -> None:
-        """Drain the gateway and start it anew where it was, again and again."""
+    async def restarting(self, plan: Plan, every: int) -> None:
+        """Drain the gateway and start it anew where it was, whenever so many more calls ended."""
         while True:
-            await pause(every)
+            await self._later(every)
             await self._lock.acquire()
             try:
                 began = plan.now()

@@ -55,7 +55,7 @@ class Ledger:
     place: a folder for what the run writes. every: seconds between samples. timeout: seconds that a
     call may take, as the gateway is configured. rest: seconds for which a client rests between two
     calls of one lane, on the average. wires: whether connections of clients and to servers are
-    harmed at any time, too. reload, restart: seconds from one to the next; 0 for none. beside: goes
+    harmed at any time, too. reload, restart: calls from one to the next; 0: none. beside: goes
     on beside the calls, with the clients, until all have left. tell: is told every sample.
     """
 
@@ -70,8 +70,8 @@ class Ledger:
     timeout: float = 2.0
     rest: float = 0.0
     wires: bool = True
-    reload: float = 1.0
-    restart: float = 20.0
+    reload: int = 500
+    restart: int = 25_000
     beside: Callable[[list[Caller]], Coroutine[Any, Any, None]] | None = None
     tell: Callable[[Sample], object] = lambda sample: None
     book: Book = field(init=False)
@@ -278,8 +278,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=1, help="of each kind, for each server")
     parser.add_argument("--faults", type=float, default=12.0, help="of a hundred calls")
     parser.add_argument("--servers", default=",".join(SERVERS), help="of " + ", ".join(SERVERS))
-    parser.add_argument("--reload", type=float, default=1.0, help="seconds; 0: never")
-    parser.add_argument("--restart", type=float, default=20.0, help="seconds; 0: never")
+    parser.add_argument(
+        "--reload", type=int, default=500, help="calls from one to the next; 0: none"
+    )
+    parser.add_argument("--restart", type=int, default=25_000, help="calls; 0: none")
     parser.add_argument("--no-wires", action="store_true", help="harm no wire but at a verb")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples")
     parser.add_argument("--plot", type=Path, help="where to draw what was held")

@@ -76,8 +76,8 @@ class Soak:
             timeout=_TIMEOUT,
             rest=len(SERVERS) * len(KINDS) * LANES / self.rate,
             wires=False,
-            reload=0.0,
-            restart=0.0,
+            reload=0,
+            restart=0,
             beside=self._faults,
         )
 
