@@ -22,9 +22,9 @@ from twisted.internet.task import deferLater
 
 from .book import Asked, Book, Wrong
 from .faults import Fault, pick
-from .questions import CAPABILITIES, answerTo, tokenOf
+from .questions import answerTo, tokenOf
 
-__all__ = ["ENDS", "GUARD", "LANES", "PRINCIPALS", "Caller", "Connection", "Plan", "hello", "pause"]
+__all__ = ["ENDS", "GUARD", "LANES", "PRINCIPALS", "Caller", "Connection", "Plan", "pause"]
 
 JSON = dict[str, Any]
 
@@ -286,7 +286,6 @@ class Caller:
         return {"progressToken": asked.id}
 
     def ended(self, asked: Asked, outcome: str) -> None:
-        self._inquired.pop(asked.token, None)
         self.plan.book.end(asked, outcome, self.plan.now())
         restarted = ("not taken", "session lost", "shutting_down") if self.plan.restarts else ()
         if self.behind == "steady" and outcome not in ("result", *restarted):
@@ -342,19 +341,10 @@ class Caller:
     def inquired(self, question: JSON) -> JSON:
         """The answer to what a server asked; a question that is another's is told."""
         token = tokenOf(question)
+        # That its call is over already its server may not know yet.
         if self._inquired.get(token, True):
-            again = "asked twice" if token in self._inquired else "crossed, asked for another's"
+            again = "asked twice" if token in self._inquired else "crossed"
             self.plan.book.blame(f"{self.name}: {again}, {str(question)[:300]}")
         self._inquired[token] = True
         self.plan.book.questions += 1
         return answerTo(question)
-
-
-def hello(revision: str, id: object = 1) -> JSON:
-    """An `initialize`."""
-    params = {
-        "protocolVersion": revision,
-        "capabilities": CAPABILITIES,
-        "clientInfo": {"name": "lab", "version": "1"},
-    }
-    return {"jsonrpc": "2.0", "id": id, "method": "initialize", "params": params}

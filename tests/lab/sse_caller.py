@@ -6,13 +6,15 @@ import json
 from collections.abc import Awaitable
 from typing import Any
 
+from raw import hello
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectionClosed
 
 from .book import Asked, Wrong
-from .caller import ENDS, GUARD, PRINCIPALS, Caller, Connection, hello, pause
+from .caller import ENDS, GUARD, PRINCIPALS, Caller, Connection, pause
+from .questions import CAPABILITIES
 
 __all__ = ["SSECaller"]
 
@@ -72,8 +74,9 @@ class SSECaller(Caller):
     async def _greeted(self) -> bool:
         client = await self.connect()
         try:
+            asked = json.loads(hello("2024-11-05", "hello", **CAPABILITIES))
             try:
-                answer = await self._ask(client, None, hello("2024-11-05", "hello"), "hello")
+                answer = await self._ask(client, None, asked, "hello")
             except _Lost:
                 return False
             if answer is None or "result" not in answer:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from raw import Response
+from raw import Response, hello
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from .book import Asked, Wrong
-from .caller import ENDS, PRINCIPALS, Connection, hello, pause
+from .caller import ENDS, PRINCIPALS, Connection, pause
 from .posting_caller import PostingCaller, decoded
+from .questions import CAPABILITIES
 
 __all__ = ["StreamableCaller"]
 
@@ -40,7 +41,7 @@ class StreamableCaller(PostingCaller):
     async def open(self) -> bool:
         client = await self.connect()
         try:
-            client.send(self.posted(hello(self.revision)))
+            client.send(self.posted(json.loads(hello(self.revision, **CAPABILITIES))))
             answer = await client.response()
             session = answer.header(b"mcp-session-id")
             if session is None:

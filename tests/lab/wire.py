@@ -54,7 +54,7 @@ class _Way:
         self.fault = ""
         self.left = 0
         self._held = b""
-        self._holding = False
+        self.holding = False
         self._end = end
         self._over = False
 
@@ -70,7 +70,7 @@ class _Way:
         self.fault, self.left = fault, left
 
     def passOn(self, data: bytes) -> None:
-        if self._holding:
+        if self.holding:
             self._held += data
             return
         if not self.fault or len(data) <= self.left:
@@ -82,7 +82,7 @@ class _Way:
         if fault in ("cut", "reset"):
             self._end(fault == "reset")
             return
-        self._held, self._holding = data[self.left :], True
+        self._held, self.holding = data[self.left :], True
         if fault == "trickle":
             self._drip(max(_TRICKLE, len(self._held) // _PIECES), 0.001)
         elif fault == "pause":
@@ -100,14 +100,14 @@ class _Way:
         if self._held:
             later(seconds, self._drip, size, seconds)
             return
-        self._holding = False
+        self.holding = False
         if self._over:
             self._end(False)
 
     def over(self) -> None:
         """No more comes; what came still goes on."""
         self._over = True
-        if not self._holding:
+        if not self.holding:
             self._end(False)
 
 
@@ -188,6 +188,8 @@ class _Near(Protocol):
             if found[2] == b"request":
                 # Of the request so much goes on, never all of it.
                 self.requests.arm(fault, place % len(data))
+                if self.requests.holding:
+                    self.end()
             else:
                 self.answers.arm(fault, place % (_ANSWER if fault in ("cut", "reset") else _HEAD))
         self.requests.passOn(data)
