@@ -130,6 +130,10 @@ class Ledger:
         others.append(start([sys.executable, "-m", f"tests.lab.{module}", *words]))
         return (await others[-1].line(r"ready (\d+)"))[1]
 
+    async def changed(self, dice: random.Random) -> None:
+        """Have the gateway read another configuration."""
+        await self._changes.reload(dice)
+
     @property
     def gateway(self) -> WatchedGateway:
         return self._changes.gateway
@@ -138,7 +142,7 @@ class Ledger:
         base = self.gateway.base
         wired = f"http://127.0.0.1:{self._front}"
         plan = Plan(base, wired, book, self.seed, calls, faults)
-        plan.changes = self.reload > 0
+        plan.changes = self.reload > 0 or self.beside is not None
         return plan
 
     async def _called(self) -> None:

@@ -4,8 +4,8 @@ every few seconds, and what the gateway holds must not grow.
 
     python -m tests.lab.soak --hours 1 --seed 7 --plot soak.svg
 
-The calls and faults are the ledger's, judged by its book. The kinds of fault come round one after
-the other, shuffled anew each time. What is held is sampled after a collection of garbage and a
+The calls and faults are the ledger's, judged by its book. The kinds of fault, a reload among them,
+come round one after the other, shuffled anew each time. What is held is sampled after a collection of garbage and a
 malloc_trim; slopes are by least squares over the last three quarters. Ends with another status than
 0 where a promise broke, or from half an hour on where a slope is over its bound.
 """
@@ -86,15 +86,20 @@ class Soak:
         await self.ledger.run()
 
     async def _faults(self, callers: Sequence[Caller]) -> None:
-        """Hand out a fault at a time: the next call of a client that it suits has it."""
+        """One fault at a time: the next call of a client that it suits has it."""
         dice = random.Random(f"{self.seed} faults")
-        deck: list[Fault] = []
+        deck: list[Fault | None] = []
         while True:
             await pause(self.each)
             if not deck:
-                deck = list(FAULTS)
+                # None: another configuration.
+                deck = [*FAULTS, None]
                 dice.shuffle(deck)
             fault = deck.pop()
+            if fault is None:
+                self.faults["reload"] += 1
+                await self.ledger.changed(dice)
+                continue
             suited = [
                 one for one in callers if one.behind in fault.behind and one.kind in fault.callers
             ]
