@@ -135,8 +135,12 @@ class PostingCaller(Caller):
                     raise
             if any("method" not in one for one in messages) or not last:
                 return
+            before = client.restarts
             client = await self.connect()
             others.append(client)
+            if client.restarts != before:
+                # It waited for another gateway, which has its own time.
+                asked.began = self.plan.now()
             client.send(self.posted(None, "GET", Last_Event_ID=last.decode(), **named))
             try:
                 head = await client.head()

@@ -5,9 +5,10 @@ every few seconds, and what the gateway holds must not grow.
     python -m tests.lab.soak --hours 1 --seed 7 --plot soak.svg
 
 The calls and faults are the ledger's, judged by its book. The kinds of fault, a reload among them,
-come round one after the other, shuffled anew each time. What is held is sampled after a collection of garbage and a
-malloc_trim; slopes are by least squares over the last three quarters. Ends with another status than
-0 where a promise broke, or from half an hour on where a slope is over its bound.
+come round one after the other, shuffled anew each time. What is held is sampled after a collection
+of garbage and a malloc_trim; slopes are by least squares over the last three quarters. Ends with
+another status than 0 where a promise broke, or from half an hour on where a slope is over its
+bound.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Soak:
             f"{sum(self.faults.values())} faults of {len(self.faults)} kinds, one every "
             f"{self.each:g} s; {self.ledger.counts['executed']:,} executed in "
             f"{self.ledger.counts['processes']:,} processes; {len(self.wrong)} promises broken; "
-            f"after the first quarter, an hour: RSS {slopeOf(samples, 'rss')} MB "
+            f"slopes an hour after the first quarter: RSS {slopeOf(samples, 'rss')} MB "
             f"({rss[0]:.1f} → {rss[-1]:.1f} MiB), {counted}; at the end held: "
             f"{self.ledger.samples[-1]}"
         )
