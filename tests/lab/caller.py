@@ -216,11 +216,10 @@ class Caller:
 
     async def ready(self) -> None:
         """Have joined; only one lane does it at a time."""
-        if self._opening is not None:
+        while self._opening is not None:
             waits: Deferred[None] = Deferred()
             self._opening.append(waits)
             await waits
-            return
         if self.joined:
             return
         self._opening = []
@@ -286,6 +285,9 @@ class Caller:
         return {"progressToken": asked.id}
 
     def ended(self, asked: Asked, outcome: str) -> None:
+        if self._inquired.get(asked.token) and outcome in ("not taken", "unknown server"):
+            # What was refused is the answer to a question: the call itself ran before.
+            outcome = f"{outcome}, after a question"
         self.plan.book.end(asked, outcome, self.plan.now())
         restarted = ("not taken", "session lost", "shutting_down") if self.plan.restarts else ()
         if self.behind == "steady" and outcome not in ("result", *restarted):
