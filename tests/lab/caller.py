@@ -112,6 +112,7 @@ class Caller:
     dice: random.Random = field(init=False)
     count: int = field(default=0, init=False)
     due: list[Fault] = field(factory=list, init=False)
+    _bearer: bool = field(init=False)
     _opening: list[Deferred[None]] | None = field(default=None, init=False)
     _inquired: dict[str, bool] = field(factory=dict, init=False)
 
@@ -125,19 +126,19 @@ class Caller:
 
     # Connections.
 
-    async def connect(self) -> Connection:
-        """A connection to the gateway, however long it may take to come back from a restart."""
+    async def connect(self, patient: bool = True) -> Connection:
+        """A connection to the gateway. patient: however long it may take to come back."""
         base = self.plan.wired if self.wired else self.plan.base
         port = int(base.rpartition(":")[2])
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
-        while self.wired and self.plan.away:
+        while patient and self.wired and self.plan.away:
             # The proxy before it takes whoever comes.
             await pause(_PAUSE)
         for _ in range(_TRIES):
             try:
                 client: Connection = await connectProtocol(endpoint, Connection())
             except ConnectError:
-                if not self.plan.restarts:
+                if not (patient and self.plan.restarts):
                     raise
                 await pause(_PAUSE)
                 continue

@@ -70,6 +70,7 @@ class ModernCaller(PostingCaller):
 
     async def _client_asked(self, client: Connection, asked: Asked) -> bool:
         message = self.message(asked)
+        self.mayBeAsked(asked)
         for _ in range(_ROUNDS):
             asked.began = self.plan.now()
             client.answering = False
@@ -81,7 +82,6 @@ class ModernCaller(PostingCaller):
                 if messages is not None:
                     self.ended(asked, asked.judge(messages))
                 return alive
-            self.mayBeAsked(asked)
             questions = result.get("inputRequests", {})
             if [tokenOf(one) for one in questions.values()] != [asked.token]:
                 raise Wrong(f"{asked.token}: crossed, asked {questions}")

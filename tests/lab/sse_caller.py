@@ -206,7 +206,12 @@ class SSECaller(Caller):
         return True
 
     async def _told(self, message: JSON) -> None:
-        other = await self.connect()
+        try:
+            other = await self.connect(patient=False)
+        except ENDS:
+            if not self.patient:
+                raise
+            return
         try:
             other.send(self.posted(message))
             await other.response()

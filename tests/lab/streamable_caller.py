@@ -124,7 +124,12 @@ class StreamableCaller(PostingCaller):
 
     async def _told(self, message: JSON | None, method: str = "POST", **others: str) -> int:
         """Say something on a connection of its own; returns the status, 0 if there is none."""
-        other = await self.connect()
+        try:
+            other = await self.connect(patient=False)
+        except ENDS:
+            if not self.patient:
+                raise
+            return 0
         try:
             other.send(self.posted(message, method, **others))
             return (await other.response()).status
