@@ -138,7 +138,7 @@ class Caller:
             try:
                 client: Connection = await connectProtocol(endpoint, Connection())
             except ConnectError:
-                if not (patient and self.plan.restarts):
+                if not (patient and self.patient):
                     raise
                 await pause(_PAUSE)
                 continue
