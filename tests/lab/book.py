@@ -28,12 +28,13 @@ class Wrong(Exception):
 
 @define(eq=False)
 class Asked:
-    """One call that is under way. token: names it everywhere."""
+    """One call that is under way. token: names it everywhere. session: that it is made in."""
 
     token: str
     fault: Fault
     id: object
     began: float
+    session: str = ""
 
     def judge(self, messages: Iterable[dict]) -> str:
         """

@@ -54,7 +54,10 @@ class Changes:
         self.gateway = await WatchedGateway.started(self.file)
 
     def _write(self) -> None:
-        self.file.write_text(json.dumps(self.configuration))
+        # The gateway may be about to read the one before: it finds either whole.
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(self.configuration))
+        new.replace(self.file)
 
     async def held(self) -> dict[str, int]:
         """What the gateway holds; waits for one that is being restarted."""

@@ -113,7 +113,7 @@ class PostingCaller(Caller):
     ) -> None:
         """Read an event stream to its end, over as many other connections as that takes."""
         last, seen = b"", set()
-        named = self.fields(None) if self.kind == "streamable" else {}
+        named = {"Mcp_Session_Id": asked.session} if asked.session else {}
         for _ in range(_RESUMES):
             try:
                 while (event := await client.event()) is not None:

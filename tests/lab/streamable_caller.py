@@ -34,6 +34,10 @@ class StreamableCaller(PostingCaller):
     def fields(self, message: JSON | None) -> dict[str, str]:
         return {"Mcp-Session-Id": self.session} if self.session else {}
 
+    def message(self, asked: Asked) -> JSON:
+        asked.session = self.session
+        return super().message(asked)
+
     @property
     def joined(self) -> bool:
         return bool(self.session)
@@ -69,7 +73,8 @@ class StreamableCaller(PostingCaller):
     def refused(self, asked: Asked, answer: Response) -> list[JSON] | None:
         if answer.status == 404:
             error = decoded(asked, answer.body)
-            self.session = ""
+            if self.session == asked.session:
+                self.session = ""
             if error["error"]["code"] != -32001 or error.get("id", asked.id) != asked.id:
                 return super().refused(asked, answer)
             self.ended(asked, "session lost")
