@@ -201,9 +201,10 @@ class PostingCaller(Caller):
         return await self._both(client, asked, client, other)
 
     async def _client_duplicate_ids(self, client: Connection, asked: Asked) -> bool:
+        second = await self.connect()
+        asked.began = self.plan.now()
         other = self.asked(asked.fault, asked.id)
         requests = [self.posted(self.message(one)) for one in (asked, other)]
-        second = await self.connect()
         client.send(requests[0])
         second.send(requests[1])
         alive = await self._both(client, asked, second, other)
