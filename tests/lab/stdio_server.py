@@ -31,6 +31,9 @@ NOISE = (
     b'{"jsonrpc":"1.0","method":"x"}\n'
 )
 
+_ME = os.urandom(8).hex()
+"""Names this child; a process id may be another's later."""
+
 _lock = threading.Lock()
 _late: dict = {}
 _asked: list = []
@@ -76,7 +79,7 @@ class Call:
 
     def executed(self, mark: str = "") -> None:
         pid = os.getpid()
-        conversation = "-" if self.modern else pid
+        conversation = "-" if self.modern else _ME
         os.write(self.ledger, f"{self.token}{mark} {pid} {conversation}\n".encode())
 
     def result(self, **more: object) -> dict:
