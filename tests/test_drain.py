@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import pytest_twisted
 from listening import Front, request
 from live import faulty, startLive
-from modern_support import LISTENING, ModernServer, enveloped, fields
+from modern_support import LISTENING, ModernServer, answerOf, enveloped, posted
 from processes import ROOT, Process, start
 from raw import RawClient, hello, rpc
 from stdio_support import Observed, alive
@@ -29,7 +30,6 @@ from gateway.guard.limits import Limits
 from gateway.observe.observer import BoundReached
 from gateway.service import State
 from gateway.testing import MemoryGateway, ScriptedServer
-from gateway.testing.memory import Exchanged
 from gateway.testing.scripted import RESULT
 
 CALL = "tools/call"
@@ -39,12 +39,6 @@ FAULTY = str(ROOT / "tests" / "faulty_server.py")
 
 
 # In memory.
-
-
-def answerOf(exchanged: Exchanged) -> Any:
-    """The answer, in whatever way it travelled."""
-    json = exchanged.header("content-type") == "application/json"
-    return exchanged.json() if json else exchanged.events()[-1]
 
 
 @pytest.mark.acceptance(108)
@@ -102,11 +96,7 @@ def test_a_handshake_that_runs_is_waited_for() -> None:
 def test_acceptance_108_modern_calls_finish_and_listening_ends_with_its_answer() -> None:
     one = ModernServer("one", era="modern")
     gateway = MemoryGateway([one], Limits(drain_grace=5.0))
-
-    def post(body: bytes) -> Any:
-        pairs = {name.decode(): value.decode() for name, value in fields(body)}
-        return gateway.client("one").send("POST", body, **pairs)
-
+    post = partial(posted, gateway)
     fits = post(enveloped(CALL, 5, name="echo"))
     hangs = post(enveloped(CALL, 6, name="echo"))
     listening = post(enveloped("subscriptions/listen", 7, **LISTENING))

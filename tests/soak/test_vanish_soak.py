@@ -54,7 +54,7 @@ async def test_acceptance_42_initialize_and_vanish(
     count = int(os.environ.get("GATEWAY_SOAK_VANISH", 100_000))
     server = tiny(isolation="shared", idle_stop=5)
     caps = ("max_sessions", "max_sessions_per_principal", "max_sessions_per_address")
-    environ = ("/usr/bin/env", f"PYTHONMALLOC={allocator}", "GATEWAY_LAB_TRIM=1")
+    environ = ("/usr/bin/env", f"PYTHONMALLOC={allocator}")
     limits = dict.fromkeys(caps, most)
     gateway = await watched(tmp_path, {"tiny": server}, environ, limits=limits)
     flat = ("sessions", "children", "fds", "threads")
