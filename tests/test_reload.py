@@ -389,6 +389,53 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
     bench.end()
 
 
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_only_after_its_server_was_replaced() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    asked = modern(bench, enveloped(CALL, 5, meta=ASKS, name="echo"))
+    link = old.newest
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    assert not old.drained and not asked.started
+    link.push(ASKED)
+    bench.gateway.advance(0.2)
+    state = str(asked.json()["result"]["requestState"])
+    again = retried(bench, state)
+    link.reply(link.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_twice_whoever_else_calls_meanwhile() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    second = retried(bench, state)
+    other = modern(bench, enveloped(CALL, 7, meta=ASKS, name="echo"))
+    assert not other.started and not second.started
+    other.leave()
+    old.newest.push(ASKED.replace(b"s1", b"s2"))
+    bench.gateway.advance(0.2)
+    assert second.json()["result"]["resultType"] == "input_required"
+    params = {
+        "name": "echo",
+        "inputResponses": {"q2": ANSWERED["q1"]},
+        "requestState": str(second.json()["result"]["requestState"]),
+    }
+    third = modern(bench, enveloped(CALL, 8, meta=ASKS, **params))
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert third.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
 def test_a_call_whose_client_does_not_answer_goes_with_its_server() -> None:
     old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
     bench = Bench(old, drain_grace=3.0)
