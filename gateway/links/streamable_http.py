@@ -105,8 +105,6 @@ class StreamableHTTPLink(HTTPLink):
         """
         See IHTTPLink. ListenRefused(405) also at the bound on streams, and for a lastEventID that
         no server can have given.
-
-        spoilt: called with the id of what came and is no message, but was meant as its answer.
         """
         if lastEventID is not None and not isFieldValue(lastEventID):
             return fail(ListenRefused(405, asked=False))
