@@ -436,6 +436,22 @@ def test_acceptance_109_so_is_one_that_asks_twice_whoever_else_calls_meanwhile()
     bench.end()
 
 
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_whose_server_was_removed_and_came_back() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one")
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload()
+    bench.gateway.advance(0.5)
+    bench.reload(new)
+    again = retried(bench, state)
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
 def test_a_call_whose_client_does_not_answer_goes_with_its_server() -> None:
     old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
     bench = Bench(old, drain_grace=3.0)
