@@ -772,8 +772,10 @@ async def test_a_malformed_answer_on_a_get_ends_its_call_at_once(bench: Bench, o
         b'text that quotes {"jsonrpc":"2.0","id":7}',
         b'{"id":7}',
         b'{"jsonrpc":"2.0","id":8,"result":{},"error":{}}',
+        b'{"jsonrpc":"2.0","id":7,"method":"roots/list","params":null}',
+        b'{"jsonrpc":"2.0","id":7,"method":"roots/list","params":{"a":NaN}}',
     ],
-    ids=["quoted", "of another kind", "nobody's"],
+    ids=["quoted", "of another kind", "nobody's", "asks", "asks in no JSON"],
 )
 @pytest_twisted.ensureDeferred
 async def test_what_is_no_answer_on_a_get_ends_no_call(bench: Bench, said: bytes) -> None:

@@ -39,6 +39,7 @@ from gateway.links.interfaces import Health, ILink, IServer, LinkFailed, Outcome
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
 from gateway.links.stdin import Stdin
+from gateway.links.stdout import Stdout
 from gateway.observe.observer import BoundReached, LinkLost, LinkOpened, NoiseSkipped
 from gateway.servers.stdio import childEnvironment
 from gateway.wire.envelope import Kind, decode
@@ -422,6 +423,34 @@ async def test_acceptance_57_odd_answers_come_as_they_are(bench: Make) -> None:
     await listener.answer(4)
     ids = [m.id for m in listener.messages]
     assert ids == [b"1", b"1", b"987654321", b'"no-such"', b"2", b"3", asked.id, b"4"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}',
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":{"a":NaN}}',
+        b'{"jsonrpc":"1.0","id":1,"method":"roots/list"}',
+        b'[{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}]',
+    ],
+)
+def test_what_the_server_asks_and_is_no_message_is_no_answer(line: bytes) -> None:
+    """Its ids are its own, and the same as ours more often than not."""
+    spoilt: list[bytes] = []
+
+    class Hearer:
+        def messageReceived(self, message: object) -> None:
+            raise AssertionError("it is no message")
+
+        def answerSpoilt(self, id: bytes) -> None:
+            spoilt.append(id)
+
+        def lineTooLong(self) -> None:
+            raise AssertionError("it is short")
+
+    log = ServerLog("faulty", Limits(), Clock(), Observed())
+    Stdout(Hearer(), log, 4096).feed(line + b"\n")
+    assert spoilt == []
 
 
 @pytest_twisted.ensureDeferred

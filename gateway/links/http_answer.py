@@ -274,7 +274,7 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
             self.noiseReceived(event.data, salvageID(event.data))
             return
         except NotAMessage as bad:
-            self.noiseReceived(event.data, bad.id)
+            self.noiseReceived(event.data, bad.answered)
             return
         if isinstance(decoded, Message):
             self.messageReceived(decoded, mark)
@@ -286,4 +286,4 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
                 self.messageReceived(one, mark)
                 mark = None
             else:
-                self.noiseReceived(event.data, one.id)
+                self.noiseReceived(event.data, one.answered)
