@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gateway.observe.observer import (
     MessageDropped,
     ReloadRefused,
 )
+from gateway.proxies.modern import ModernEndpoint
 from gateway.reloading import FileWatch, Reloading
 from gateway.service import State
 from gateway.settings import HTTPSettings
@@ -449,6 +451,21 @@ def test_acceptance_109_so_is_one_whose_server_was_removed_and_came_back() -> No
     assert again.json()["result"]["content"] == []
     bench.gateway.advance(0.2)
     assert old.drained and not old.open
+    bench.end()
+
+
+def test_of_servers_that_were_replaced_one_after_the_other_only_the_last_is_remembered() -> None:
+    """Nobody of the modern era comes meanwhile, so nobody looks whether calls wait there."""
+    bench = Bench(ScriptedServer("one"))
+    bench.gateway.advance(0.1)
+    gc.collect()
+    before = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    for number in range(6):
+        bench.reload(ScriptedServer("one", timeout=9.0 + number))
+        bench.gateway.advance(0.5)
+    gc.collect()
+    after = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    assert after <= before + 1
     bench.end()
 
 

@@ -131,6 +131,8 @@ class ModernEndpoint:
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
         self.stopped = True
+        # Else each would keep all before it.
+        self._before.clear()
         for waiting in list(self._waiting):
             waiting.stop()
         for one in list(self._open):
