@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gateway.observe.observer import (
     MessageDropped,
     ReloadRefused,
 )
+from gateway.proxies.modern import ModernEndpoint
 from gateway.reloading import FileWatch, Reloading
 from gateway.service import State
 from gateway.settings import HTTPSettings
@@ -372,6 +374,84 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
     bench.gateway.advance(0.2)
     assert old.drained and not old.open
     assert len(old.newest.of(CALL)) == 1
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_only_after_its_server_was_replaced() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    asked = modern(bench, enveloped(CALL, 5, meta=ASKS, name="echo"))
+    link = old.newest
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    assert not old.drained and not asked.started
+    link.push(ASKED)
+    bench.gateway.advance(0.2)
+    state = str(asked.json()["result"]["requestState"])
+    again = retried(bench, state)
+    link.reply(link.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_twice_whoever_else_calls_meanwhile() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    second = retried(bench, state)
+    other = modern(bench, enveloped(CALL, 7, meta=ASKS, name="echo"))
+    assert not other.started and not second.started
+    other.leave()
+    old.newest.push(ASKED.replace(b"s1", b"s2"))
+    bench.gateway.advance(0.2)
+    assert second.json()["result"]["resultType"] == "input_required"
+    params = {
+        "name": "echo",
+        "inputResponses": {"q2": ANSWERED["q1"]},
+        "requestState": str(second.json()["result"]["requestState"]),
+    }
+    third = modern(bench, enveloped(CALL, 8, meta=ASKS, **params))
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert third.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_whose_server_was_removed_and_came_back() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one")
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload()
+    bench.gateway.advance(0.5)
+    bench.reload(new)
+    again = retried(bench, state)
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+def test_of_servers_that_were_replaced_one_after_the_other_only_the_last_is_remembered() -> None:
+    """Nobody of the modern era comes meanwhile, so nobody looks whether calls wait there."""
+    bench = Bench(ScriptedServer("one"))
+    bench.gateway.advance(0.1)
+    gc.collect()
+    before = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    for number in range(6):
+        bench.reload(ScriptedServer("one", timeout=9.0 + number))
+        bench.gateway.advance(0.5)
+    gc.collect()
+    after = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    assert after <= before + 1
     bench.end()
 
 
