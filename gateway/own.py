@@ -28,6 +28,7 @@ from twisted.logger import Logger
 
 from gateway.banner import banner
 from gateway.config import Configuration, ConfigurationError, Problem
+from gateway.guard.memory import FreedMemory
 from gateway.reloading import FileWatch, Reloading
 from gateway.service import GatewayService, State
 
@@ -68,6 +69,7 @@ class _OwnService(GatewayService):
         self._encrypts = encrypts
         self._reloading = read and Reloading(read, self.reload, self.reloadRefused)
         self._watch = watch and FileWatch(watch, self._clock, self._asked)
+        self._freed = FreedMemory(self._clock)
 
     def privilegedStartService(self) -> None:
         try:
@@ -90,8 +92,10 @@ class _OwnService(GatewayService):
         gc.collect()
         gc.freeze()
         _keepWhatIsFreed()
+        self._freed.start()
 
     def stopService(self) -> Deferred[None]:
+        self._freed.stop()
         if self._watch:
             self._watch.stop()
         return super().stopService()
@@ -126,13 +130,13 @@ class _OwnService(GatewayService):
 
 def _keepWhatIsFreed() -> None:
     """
-    Have the C library keep up to twice `_LARGEST` bytes that were freed.
+    Have the C library keep what was freed, up to blocks of `_LARGEST` bytes.
 
     glibc gives blocks as large as a body back to the system at once, until it has seen a larger one
     freed (mallopt(3), "dynamic mmap threshold"). Getting their pages anew took 1.4 ms of each copy
     of 4 MiB, in which nobody else had a turn; the copy itself takes 0.1. This block is never
-    written to, so it takes no memory. Where memory is short, what is kept is given back
-    (`gateway.guard.memory`).
+    written to, so it takes no memory; another C library just frees it. What is kept is given back
+    now and then, and at once where memory is short (`gateway.guard.memory`).
     """
     bytes(_LARGEST)
 

@@ -226,6 +226,8 @@ class Running:
         self.shared.load.adopted()
         for name in (*change.changed, *change.removed):
             self._retire(before[name])
+        for name in change.added:
+            self._cameBack(self.generations[name])
         self._route()
         return change
 
@@ -240,6 +242,12 @@ class Running:
         retiring = self._retiring[old] = old.retire(self.generations.get(old.name))
         retiring.addErrback(lambda failure: _log.failure("while a server retired", failure))
         retiring.addCallback(lambda _: self._retired(old))
+
+    def _cameBack(self, new: Generation) -> None:
+        """Have calls continued that still wait where a server of this name was removed before."""
+        for old in self._retiring:
+            if old.name == new.name:
+                new.mount.http.modern.follows(old.mount.http.modern)
 
     def _retired(self, old: Generation) -> None:
         del self._retiring[old]

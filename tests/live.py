@@ -102,6 +102,11 @@ class Live:
         assert (await self.post(server, told, id)).status == 202
         return id
 
+    async def ask(self, server: str, session: str, method: str, id: object) -> Answer:
+        """A request without params."""
+        message = {"jsonrpc": "2.0", "id": id, "method": method, "params": {}}
+        return await self.post(server, message, session)
+
     async def call(self, server: str, session: str, verb: str, **arguments: object) -> Answer:
         self._ids += 1
         params = {"name": verb, "arguments": arguments}

@@ -14,10 +14,21 @@ from gateway.guard.limits import Limits
 from gateway.links.interfaces import Hello, ILink, ILinkListener, ITwoEraServer
 from gateway.servers.eras import EraServer
 from gateway.servers.verdicts import Verdicts
+from gateway.testing import MemoryGateway
+from gateway.testing.memory import Exchanged
 from gateway.wire.context import CallContext
 from gateway.wire.mcp_headers import METHOD, NAME, NAMED, VERSION, encodeValue
 
-__all__ = ["CLAIM", "LISTENING", "ModernServer", "enveloped", "fields", "known"]
+__all__ = [
+    "CLAIM",
+    "LISTENING",
+    "ModernServer",
+    "answerOf",
+    "enveloped",
+    "fields",
+    "known",
+    "posted",
+]
 
 VERSION_NOW = "2026-07-28"
 CLAIM = "io.modelcontextprotocol/protocolVersion"
@@ -53,6 +64,18 @@ def fields(body: bytes, *others: tuple[bytes, bytes]) -> list[tuple[bytes, bytes
     if name is not None:
         pairs.append((NAME.title(), encodeValue(name)))
     return [*pairs, *others]
+
+
+def posted(gateway: MemoryGateway, body: bytes, server: str = "one") -> Exchanged:
+    """A modern request to a server of a gateway in memory."""
+    pairs = {name.decode(): value.decode() for name, value in fields(body)}
+    return gateway.client(server).send("POST", body, **pairs)
+
+
+def answerOf(exchanged: Exchanged) -> Any:
+    """The answer to a POST of either era, in whatever way it travelled."""
+    json = exchanged.header("content-type") == "application/json"
+    return exchanged.json() if json else exchanged.events()[-1]
 
 
 @implementer(ITwoEraServer)

@@ -707,6 +707,38 @@ def test_a_subscription_that_was_given_up_is_not_asked_for_over_and_over(bridge:
     assert len(listens(bridge)) == 1
 
 
+def test_nor_has_it_others_refused(bridge: Bridge) -> None:
+    """The server refuses streams with that resource, whatever else is asked for."""
+    bridge.tell("notifications/initialized")
+    bridge.acknowledge()
+    call = bridge.ask(1, "resources/subscribe", uri="bad:1")
+    assert listens(bridge)[-1]["resourceSubscriptions"] == ["bad:1"]
+    bridge.cancel(call)
+    bridge.inner.refuse(bridge.last, -32602, "bad uri")
+    bridge.clock.advance(100)
+    bridge.ask(2, "resources/subscribe", uri="a:2")
+    assert listens(bridge)[-1]["resourceSubscriptions"] == ["a:2"]
+    bridge.acknowledge()
+    assert bridge.take()[0] == {"jsonrpc": "2.0", "id": 2, "result": {}}
+
+
+def test_what_is_subscribed_to_stays_so_where_another_call_for_it_is_given_up(
+    bridge: Bridge,
+) -> None:
+    first = bridge.ask(1, "resources/subscribe", uri="a:1")
+    bridge.ask(2, "resources/subscribe", uri="a:1")
+    bridge.cancel(first)
+    bridge.acknowledge()
+    assert bridge.take() == [{"jsonrpc": "2.0", "id": 2, "result": {}}]
+    # The next is asked for together with another that is not there yet.
+    bridge.ask(3, "resources/subscribe", uri="a:2")
+    call = bridge.ask(4, "resources/subscribe", uri="a:1")
+    bridge.cancel(call)
+    bridge.acknowledge()
+    bridge.clock.advance(100)
+    assert listens(bridge)[-1]["resourceSubscriptions"] == ["a:1", "a:2"]
+
+
 def test_the_oldest_of_too_many_subscriptions_goes(bridge: Bridge) -> None:
     bridge = Bridge(http=bridge.http, limits=Limits(max_subscriptions=1))
     bridge.ask(1, "resources/subscribe", uri="a:1")

@@ -791,6 +791,11 @@ def test_notificationsOfOurOwn() -> None:
         (b'[{"id":7}]', None),
         (b'"id":7,', None),
         (b"", None),
+        # What asks has an id of its own.
+        (b'{"id":1,"method":"x","params":NaN}', None),
+        (b'{"method" : "x","params":{"method":1},"id":1,"a":NaN}', None),
+        (b'{"id":1,"result":{"method":"x"},"a":NaN}', b"1"),
+        (b'{"id":1,"result":"method","a":NaN}', b"1"),
     ],
 )
 def test_salvageID(data: bytes, id: bytes | None) -> None:

@@ -275,8 +275,15 @@ async def test_a_malformed_answer_ends_its_call_at_once(bench: Bench, said: byte
 
 @pytest.mark.parametrize(
     "said",
-    [b'text that quotes {"jsonrpc":"2.0","id":1}', b'{"id":1}', b'{"jsonrpc":"2.0","id":7}'],
-    ids=["quoted", "of another kind", "nobody's"],
+    [
+        b'text that quotes {"jsonrpc":"2.0","id":1}',
+        b'{"id":1}',
+        b'{"jsonrpc":"2.0","id":7}',
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}',
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":{"a":NaN}}',
+        b'[{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}]',
+    ],
+    ids=["quoted", "of another kind", "nobody's", "asks", "asks in no JSON", "asks in a batch"],
 )
 @pytest_twisted.ensureDeferred
 async def test_what_is_no_answer_ends_no_call(bench: Bench, said: bytes) -> None:

@@ -23,7 +23,10 @@ from gateway.config import ConfigurationError, readConfiguration
 from gateway.guard.limits import Limits
 from gateway.guard.load import Load, Stage
 from gateway.guard.memory import (
+    KEPT,
     LOOK,
+    REVIEW,
+    FreedMemory,
     MemoryWatch,
     limitOfCgroup,
     resident,
@@ -34,6 +37,7 @@ from gateway.service import GatewayService
 from gateway.testing import MemoryGateway, ScriptedServer
 from gateway.wire.context import ANONYMOUS
 
+MIB = 1024 * 1024
 ALICE, BOB = [(b"X-Who", b"alice")], [(b"X-Who", b"bob")]
 
 
@@ -401,6 +405,33 @@ def test_it_does_not_come_and_go() -> None:
         stage = stageOf(used, 1000, stage)
         stages.append(stage)
     assert stages == [0, 1, 1, 1, 0, 2, 2, 1, 3, 3, 2, 0]
+
+
+def test_what_a_burst_leaves_free_goes_back_to_the_system() -> None:
+    clock, used, live, trims = Clock(), [100 * MIB], [100 * MIB], [0]
+
+    def trim() -> None:
+        trims[0] += 1
+        used[0] = live[0]
+
+    freed = FreedMemory(clock, lambda: used[0], trim)
+    freed.start()
+    used[0] = 100 * MIB + KEPT - 1
+    clock.pump([REVIEW] * 9)
+    assert trims == [0], "so much may be kept for the next large body"
+    used[0] = 500 * MIB
+    clock.advance(REVIEW)
+    assert (trims, used) == ([1], [100 * MIB])
+    # What is in use cannot be given back, and is looked at ever more seldom,
+    live[0] = used[0] = 400 * MIB
+    clock.pump([1.0] * 3600)
+    assert 1 < trims[0] < 20
+    # but when it is free it is.
+    live[0] = 120 * MIB
+    clock.pump([1.0] * 600)
+    assert used == [120 * MIB]
+    freed.stop()
+    assert not clock.getDelayedCalls()
 
 
 @pytest.mark.acceptance(95)

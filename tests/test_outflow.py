@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -134,6 +135,21 @@ def test_a_lost_connection_holds_nothing(pair: Pair) -> None:
     pair.out.write(b"more")
     pair.transport.doWrite()
     assert pair.drains == 0
+
+
+def test_nor_what_it_was_to_do_at_its_end(pair: Pair) -> None:
+    """That is its connection's, which holds it: only the garbage collector would find the two."""
+
+    def then() -> None:
+        raise AssertionError("it was lost before")
+
+    held = weakref.ref(then)
+    pair.out.write(LARGE)
+    pair.out.close(then)
+    del then
+    pair.out.stopProducing()
+    assert held() is None
+    pair.transport.doWrite()
 
 
 def test_through_anything_else_than_a_plain_socket_pieces_go_until_it_has_enough() -> None:

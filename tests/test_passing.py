@@ -18,11 +18,15 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 
 from gateway.guard.limits import Limits
+from gateway.http1.client import ResponseHead
 from gateway.observe.observer import CallAnswered, CallFailed, CallStarted
-from gateway.proxies.passing import fieldsBack
+from gateway.proxies.passing import Passing, fieldsBack
 from gateway.servers.eras import EraServer
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings
+from gateway.wire.context import HeaderPairs
+from gateway.wire.envelope import Message, decode
+from gateway.wire.exchange import RequestHead
 
 
 @define(eq=False)
@@ -374,6 +378,18 @@ async def test_whatCannotBeReadIsCut(bench: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_anAnswerThatCanHaveNoBodyHasNone(bench: Any) -> None:
+    """RFC 9112 section 6.3: what follows it would be taken for the next answer."""
+    it = await bench()
+    client, got = await it.post(enveloped("tools/call", name="x"))
+    got.raw(b"HTTP/1.1 204 No Content\r\nContent-Type: text/event-stream\r\n\r\n")
+    answer = await client.response(bodiless=True)
+    assert answer.status == 204 and answer.header(b"transfer-encoding") is None
+    client.send(it.stack.request(b"GET", b"/servers/none/mcp"))
+    assert (await client.response()).status == 404
+
+
+@pytest_twisted.ensureDeferred
 async def test_silenceHasABoundAndSoHasAll(bench: Any) -> None:
     it = await bench(timeout=10.0, max_timeout=25.0)
     body = enveloped("tools/call", "a", name="x")
@@ -483,6 +499,68 @@ async def test_aClientThatReadsNothingIsCut(bench: Any) -> None:
     it.stack.pass_(2.0)
     assert it.stack.observer.bounds == ["reader_blocked"]
     await it.stack.until(lambda: not it.upstream.connections)
+
+
+@pytest_twisted.ensureDeferred
+async def test_soIsOneWhoseStreamCouldStillBeAnswered(bench: Any) -> None:
+    """Nobody would read the error, and to wait for that would take as long again."""
+    it = await bench(timeout=10.0)
+    client, got = await it.post(enveloped("tools/call", name="x"))
+    got.stream()
+    await client.head()
+    client.pause()
+    for _ in range(400):
+        got.chunk((b"data: " + b"x" * 1000 + b"\n\n") * 60)
+        await it.stack.turns(1)
+    assert it.stack.connections == 1
+    it.stack.pass_(31.0)
+    assert it.stack.observer.bounds == ["reader_blocked"]
+    await it.stack.until(lambda: not it.upstream.connections)
+    await it.stack.until(lambda: not it.stack.connections)
+
+
+@define(eq=False)
+class SlowExchange:
+    """An exchange, and its sink, whose client takes a little at a time."""
+
+    head: RequestHead
+    moved: int = 0
+    blocked: bool = False
+    cut: bool = False
+    onGone: Any = None
+    onDrained: Any = None
+
+    def open(self, status: int, headers: HeaderPairs) -> SlowExchange:
+        return self
+
+    def write(self, data: bytes) -> bool:
+        self.blocked = True
+        return False
+
+    def abort(self) -> None:
+        self.cut = True
+
+
+@pytest_twisted.ensureDeferred
+async def test_oneThatReadsSlowlyButReadsIsNot(bench: Any) -> None:
+    it = await bench()
+    shared = it.stack.shared
+    message = decode(enveloped("tools/call", name="x"))
+    assert isinstance(message, Message)
+    slow = SlowExchange(RequestHead(b"POST", b"/mcp", b"", ()))
+    over: list[Passing] = []
+    passing = Passing(slow, shared, "one", message, 10.0, 1e9, over.append, lambda: None)  # type: ignore[arg-type]
+    shared.pulse.join(passing)
+    passing.headReceived(ResponseHead(200, [(b"content-type", b"text/event-stream")]))
+    passing.dataReceived(b"data: " + b"x" * 65_536 + b"\n\n")
+    for _ in range(10):
+        it.stack.pass_(29.0)
+        slow.moved += 1
+    assert not over and not slow.cut and it.stack.observer.bounds == []
+    it.stack.pass_(29.0)
+    assert not over
+    it.stack.pass_(2.0)
+    assert over and slow.cut and it.stack.observer.bounds == ["reader_blocked"]
 
 
 @pytest.mark.acceptance(30)

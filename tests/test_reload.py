@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from listening import HOST, Front, request
-from modern_support import LISTENING, ModernServer, enveloped, fields
+from modern_support import LISTENING, ModernServer, answerOf, enveloped, posted
 from raw import Recorder
 from stdio_support import Observed
 from twisted.internet.defer import Deferred
@@ -28,6 +29,7 @@ from gateway.observe.observer import (
     MessageDropped,
     ReloadRefused,
 )
+from gateway.proxies.modern import ModernEndpoint
 from gateway.reloading import FileWatch, Reloading
 from gateway.service import State
 from gateway.settings import HTTPSettings
@@ -46,14 +48,6 @@ def error(exchanged: Exchanged) -> tuple[int, int]:
 def reason(exchanged: Exchanged) -> str:
     """`data.reason` of a call that failed."""
     return str(exchanged.json()["error"]["data"]["reason"])
-
-
-def answerOf(exchanged: Exchanged) -> Any:
-    """The one answer to a POST, in whatever way it travelled."""
-    if exchanged.header("content-type") == "application/json":
-        return exchanged.json()
-    (answer,) = exchanged.events()
-    return answer
 
 
 class Bench:
@@ -279,24 +273,18 @@ def test_over_sse_a_new_request_is_told_on_the_stream_that_is_kept_for_a_running
 # The modern era.
 
 
-def modern(bench: Bench, body: bytes, server: str = "one") -> Exchanged:
-    client = bench.gateway.client(server)
-    pairs = {name.decode(): value.decode() for name, value in fields(body)}
-    return client.send("POST", body, **pairs)
-
-
 @pytest.mark.acceptance(109)
 def test_acceptance_109_modern_calls_finish_and_listening_ends_in_order() -> None:
     old = ModernServer("one", era="modern")
     bench = Bench(old)
-    asked = modern(bench, enveloped(CALL, 5, name="echo"))
-    listening = modern(bench, enveloped("subscriptions/listen", 6, **LISTENING))
+    asked = posted(bench.gateway, enveloped(CALL, 5, name="echo"))
+    listening = posted(bench.gateway, enveloped("subscriptions/listen", 6, **LISTENING))
     bench.gateway.advance(0.5)
     assert listening.header("content-type") == "text/event-stream"
     new = ModernServer("one", era="modern", timeout=9.0)
     bench.reload(new)
     link = old.newest
-    again = modern(bench, enveloped(CALL, 7, name="echo"))
+    again = posted(bench.gateway, enveloped(CALL, 7, name="echo"))
     assert [sent.method for sent in new.newest.requests] == [CALL]
     new.newest.reply(new.newest.last(CALL), b'{"resultType":"complete","is":2}')
     assert again.json()["result"]["is"] == 2
@@ -314,10 +302,10 @@ def test_acceptance_109_modern_calls_finish_and_listening_ends_in_order() -> Non
 def test_acceptance_109_modern_calls_of_a_legacy_server_finish_in_its_pool(isolation: str) -> None:
     old = ScriptedServer("one", isolation=isolation)
     bench = Bench(old)
-    asked = modern(bench, enveloped(CALL, 5, name="echo"))
+    asked = posted(bench.gateway, enveloped(CALL, 5, name="echo"))
     new = ScriptedServer("one", isolation=isolation, timeout=9.0)
     bench.reload(new)
-    again = modern(bench, enveloped(CALL, 5, name="echo"))
+    again = posted(bench.gateway, enveloped(CALL, 5, name="echo"))
     for server, exchanged in ((new, again), (old, asked)):
         link = server.newest
         link.reply(link.last(CALL), b'{"content":[]}')
@@ -338,7 +326,7 @@ ANSWERED = {"q1": {"action": "accept", "content": {}}}
 
 def parked(bench: Bench, server: ScriptedServer) -> str:
     """A call that waits for its client's input; the state that continues it."""
-    asked = modern(bench, enveloped(CALL, 5, meta=ASKS, name="echo"))
+    asked = posted(bench.gateway, enveloped(CALL, 5, meta=ASKS, name="echo"))
     server.newest.push(ASKED)
     bench.gateway.advance(0.1)
     result = asked.json()["result"]
@@ -348,7 +336,7 @@ def parked(bench: Bench, server: ScriptedServer) -> str:
 
 def retried(bench: Bench, state: str) -> Exchanged:
     params = {"name": "echo", "inputResponses": ANSWERED, "requestState": state}
-    return modern(bench, enveloped(CALL, 6, meta=ASKS, **params))
+    return posted(bench.gateway, enveloped(CALL, 6, meta=ASKS, **params))
 
 
 @pytest.mark.acceptance(109)
@@ -375,7 +363,7 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
         forged = retried(bench, state[:-4] + "AAAA")
         bench.gateway.advance(0)
         assert forged.started == (era == "legacy"), "it is the new one's to judge"
-        other = modern(bench, enveloped(CALL, 7, meta=ASKS, name="echo"))
+        other = posted(bench.gateway, enveloped(CALL, 7, meta=ASKS, name="echo"))
         assert not other.started
         forged.leave()
         other.leave()
@@ -386,6 +374,84 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
     bench.gateway.advance(0.2)
     assert old.drained and not old.open
     assert len(old.newest.of(CALL)) == 1
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_only_after_its_server_was_replaced() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    asked = posted(bench.gateway, enveloped(CALL, 5, meta=ASKS, name="echo"))
+    link = old.newest
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    assert not old.drained and not asked.started
+    link.push(ASKED)
+    bench.gateway.advance(0.2)
+    state = str(asked.json()["result"]["requestState"])
+    again = retried(bench, state)
+    link.reply(link.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_that_asks_twice_whoever_else_calls_meanwhile() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    second = retried(bench, state)
+    other = posted(bench.gateway, enveloped(CALL, 7, meta=ASKS, name="echo"))
+    assert not other.started and not second.started
+    other.leave()
+    old.newest.push(ASKED.replace(b"s1", b"s2"))
+    bench.gateway.advance(0.2)
+    assert second.json()["result"]["resultType"] == "input_required"
+    params = {
+        "name": "echo",
+        "inputResponses": {"q2": ANSWERED["q1"]},
+        "requestState": str(second.json()["result"]["requestState"]),
+    }
+    third = posted(bench.gateway, enveloped(CALL, 8, meta=ASKS, **params))
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert third.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+@pytest.mark.acceptance(109)
+def test_acceptance_109_so_is_one_whose_server_was_removed_and_came_back() -> None:
+    old, new = ScriptedServer("one"), ScriptedServer("one")
+    bench = Bench(old)
+    state = parked(bench, old)
+    bench.reload()
+    bench.gateway.advance(0.5)
+    bench.reload(new)
+    again = retried(bench, state)
+    old.newest.reply(old.newest.last(CALL), b'{"content":[]}')
+    assert again.json()["result"]["content"] == []
+    bench.gateway.advance(0.2)
+    assert old.drained and not old.open
+    bench.end()
+
+
+def test_of_servers_that_were_replaced_one_after_the_other_only_the_last_is_remembered() -> None:
+    """Nobody of the modern era comes meanwhile, so nobody looks whether calls wait there."""
+    bench = Bench(ScriptedServer("one"))
+    bench.gateway.advance(0.1)
+    gc.collect()
+    before = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    for number in range(6):
+        bench.reload(ScriptedServer("one", timeout=9.0 + number))
+        bench.gateway.advance(0.5)
+    gc.collect()
+    after = sum(isinstance(one, ModernEndpoint) for one in gc.get_objects())
+    assert after <= before + 1
     bench.end()
 
 

@@ -31,11 +31,6 @@ from twisted.internet.task import deferLater
 from gateway.observe.observer import CallRepeated
 from gateway.testing.scripted import ScriptedServer
 
-
-def listing(id: object, method: str = "tools/list") -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": id, "method": method, "params": {}}
-
-
 # Legacy clients.
 
 
@@ -51,7 +46,9 @@ async def test_acceptance_46_lists_asked_of_a_child_that_dies_are_answered_by_th
     found = (await gateway.call("faulty", session, "self")).message["result"]
     pid = found["structuredContent"]["pid"]
     assert "result" in (await gateway.call("faulty", session, "deaf")).message
-    lists = [ensureDeferred(gateway.post("faulty", listing(n), session)) for n in range(100, 120)]
+    lists = [
+        ensureDeferred(gateway.ask("faulty", session, "tools/list", n)) for n in range(100, 120)
+    ]
     calls = [
         ensureDeferred(gateway.call("faulty", session, "echo", token=f"t{n}")) for n in range(20)
     ]
@@ -89,7 +86,7 @@ async def test_acceptance_69_a_cut_answer_of_a_list_is_asked_for_again(
     session = await gateway.session("behind")
     assert (await gateway.call("behind", session, "x")).reason == "outcome_unknown"
     for method in ("tools/list", "ping"):
-        answer = await gateway.post("behind", listing(method, method), session)
+        answer = await gateway.ask("behind", session, method, method)
         assert answer.message["id"] == method and "result" in answer.message
     sent = Counter(request.rpc for request in upstream.requests)
     assert (sent["tools/call"], sent["tools/list"], sent["ping"]) == (1, 2, 2)

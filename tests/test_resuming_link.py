@@ -24,7 +24,7 @@ from gateway.links.interfaces import (
     Settled,
 )
 from gateway.links.resuming import ResumingLink
-from gateway.observe.observer import BoundReached
+from gateway.observe.observer import BoundReached, NoiseSkipped
 from gateway.servers.http import HTTPServer
 from gateway.settings import HTTPSettings
 from gateway.wire.context import CallContext
@@ -739,6 +739,53 @@ async def test_an_answer_on_the_servers_stream_ends_the_calls_own(bench: Bench) 
     await bench.until(lambda: post.connection not in bench.upstream.connections)
     await bench.turns()
     assert bench.session.ends == [] and not bench.timers
+
+
+@pytest.mark.parametrize("on", ["the call's own, resumed", "the server's"])
+@pytest_twisted.ensureDeferred
+async def test_a_malformed_answer_on_a_get_ends_its_call_at_once(bench: Bench, on: str) -> None:
+    get = await bench.listening()
+    get.stream()
+    call: object
+    if on == "the server's":
+        call, post = await bench.call()
+        post.stream()
+        post.event(None, id="p0")
+    else:
+        call = await bench.cut()
+        get = await bench.resumed(0.1)
+        get.stream()
+    get.chunk(b'data: {"jsonrpc":"2.0","id":7,"result":{},"error":{}}\n\n')
+    await bench.until(lambda: bool(bench.session.ends))
+    ((ended, settled),) = bench.session.ends
+    assert ended is call
+    assert (settled.outcome, settled.reason) == (Outcome.MAYBE_RAN, Reason.BAD_ANSWER)
+    await bench.turns()
+    # Nothing of the call is waited for, on the wire or here; the server's stream goes on.
+    assert not bench.timers and len(bench.upstream.connections) == 1
+    assert sum(isinstance(e, NoiseSkipped) for e in bench.observed.events) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'text that quotes {"jsonrpc":"2.0","id":7}',
+        b'{"id":7}',
+        b'{"jsonrpc":"2.0","id":8,"result":{},"error":{}}',
+        b'{"jsonrpc":"2.0","id":7,"method":"roots/list","params":null}',
+        b'{"jsonrpc":"2.0","id":7,"method":"roots/list","params":{"a":NaN}}',
+    ],
+    ids=["quoted", "of another kind", "nobody's", "asks", "asks in no JSON"],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_answer_on_a_get_ends_no_call(bench: Bench, said: bytes) -> None:
+    await bench.cut()
+    get = await bench.resumed(0.1)
+    get.stream()
+    get.chunk(b"data: %b\n\n" % said)
+    get.event(answer(7, "good"))
+    await bench.until(lambda: bool(bench.session.heard))
+    assert bench.session.heard[-1]["result"] == "good" and bench.session.ends == []
 
 
 @pytest_twisted.ensureDeferred

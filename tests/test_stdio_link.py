@@ -38,6 +38,8 @@ from gateway.guard.limits import Limits
 from gateway.links.interfaces import Health, ILink, IServer, LinkFailed, Outcome, Reason
 from gateway.links.process import Child, Program, Reaper
 from gateway.links.serverlog import ServerLog
+from gateway.links.stdin import Stdin
+from gateway.links.stdout import Stdout
 from gateway.observe.observer import BoundReached, LinkLost, LinkOpened, NoiseSkipped
 from gateway.servers.stdio import childEnvironment
 from gateway.wire.envelope import Kind, decode
@@ -423,6 +425,34 @@ async def test_acceptance_57_odd_answers_come_as_they_are(bench: Make) -> None:
     assert ids == [b"1", b"1", b"987654321", b'"no-such"', b"2", b"3", asked.id, b"4"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}',
+        b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":{"a":NaN}}',
+        b'{"jsonrpc":"1.0","id":1,"method":"roots/list"}',
+        b'[{"jsonrpc":"2.0","id":1,"method":"roots/list","params":null}]',
+    ],
+)
+def test_what_the_server_asks_and_is_no_message_is_no_answer(line: bytes) -> None:
+    """Its ids are its own, and the same as ours more often than not."""
+    spoilt: list[bytes] = []
+
+    class Hearer:
+        def messageReceived(self, message: object) -> None:
+            raise AssertionError("it is no message")
+
+        def answerSpoilt(self, id: bytes) -> None:
+            spoilt.append(id)
+
+        def lineTooLong(self) -> None:
+            raise AssertionError("it is short")
+
+    log = ServerLog("faulty", Limits(), Clock(), Observed())
+    Stdout(Hearer(), log, 4096).feed(line + b"\n")
+    assert spoilt == []
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_batch_is_split(bench: Make) -> None:
     link, listener = await bench().link()
@@ -616,6 +646,41 @@ async def test_a_message_larger_than_the_queue_passes(bench: Make) -> None:
     link, listener = await bench().link()
     assert link.send(call(1, "echo", pad="x" * 3_000_000), object(), CONTEXT)
     assert len((await listener.structured(1))["pad"]) == 3_000_000
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+def test_a_large_line_is_kept_only_until_it_is_written(size: int) -> None:
+    """A view of its end, empty as it is, would keep all of it until the next large one."""
+
+    class Pipe:
+        """Twisted's end of a pipe that is full at first."""
+
+        def __init__(self) -> None:
+            self.ours, self.theirs = os.pipe()
+            os.set_blocking(self.theirs, False)
+            self.writes: list[int] = []
+
+        def fileno(self) -> int:
+            return self.theirs
+
+        def registerProducer(self, producer: object, streaming: bool) -> None:
+            assert not streaming
+
+        def write(self, data: bytes) -> None:
+            self.writes.append(len(data))
+
+    pipe = Pipe()
+    stdin = Stdin(Limits(), lambda: None)
+    stdin.opened(pipe)
+    line = bytes(size)
+    held = sys.getrefcount(line)
+    assert stdin.write(line)
+    for _ in range(size // 65_536 + 1):
+        stdin.resumeProducing()
+    assert sum(pipe.writes) + 65_536 == size
+    assert sys.getrefcount(line) == held
+    os.close(pipe.ours)
+    os.close(pipe.theirs)
 
 
 @pytest_twisted.ensureDeferred

@@ -394,7 +394,7 @@ async def test_aStreamThatIsOpenedWhileTheSessionIsFoundLost(start: Start) -> No
     it = await bench(start)
     first = it.link
     opening: Deferred[None] = Deferred()
-    first.listen = lambda origin, last, context: opening  # type: ignore[method-assign]
+    first.listen = lambda *_: opening  # type: ignore[method-assign]
     asking = await it.stack.send(b"GET", b"/mcp", None, it.named)
     client, sent = await it.call("x")
     first.settle(sent, status=404)

@@ -132,6 +132,22 @@ async def test_whatTheGatewaySaysOfAResumedCallGoesThere(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_aMalformedAnswerOnAResumedStreamEndsTheCallThere(start: Start) -> None:
+    it = await bench(start)
+    sent = await _cut(it)
+    get = await it.get(LAST)
+    assert it.link.spoilt is not None and sent.message.id is not None
+    it.link.spoilt(b"4711")
+    it.link.spoilt(sent.message.id)
+    told = await get.message()
+    assert (told["id"], told["error"]["data"]["reason"]) == ("x", "bad_answer")
+    (session,) = it.stack.shared.registry
+    assert session.running == 0
+    assert not session.live.router.calls  # type: ignore[attr-defined]
+    assert [event.reason for event in it.stack.observer.of(CallFailed)] == ["bad_answer"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_aStreamThatItsServerClosedIsResumedFromAnyOfItsIDs(start: Start) -> None:
     """SEP-1699: the server closes, the client comes again, and the server lost its session."""
     it = await bench(start, "2025-11-25")

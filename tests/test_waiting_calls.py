@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import define
-from modern_support import LISTENING, ModernServer, enveloped
+from modern_support import LISTENING, ModernServer, enveloped, posted
 from raw import AnsweringServer, NamedInHeader, Start, hello, rpc
 from raw import start as start
 from relay_support import CONTEXT, MemoryTarget, notify, request
 from relay_support import Bench as RelayBench
 from stdio_support import Observed
-from test_reload import CALL, Bench, modern, reason
+from test_reload import CALL, Bench, reason
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
@@ -41,10 +41,10 @@ def test_modern_calls_that_wait_are_served_where_their_server_was_replaced() -> 
     """In the order they came, each once: who had its turn does not wait for another."""
     old, new = ModernServer("one", era="modern"), ModernServer("one", era="modern", timeout=9.0)
     bench = Bench(old, **ONE)
-    asked = [modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2, 3, 4)]
+    asked = [posted(bench.gateway, enveloped(CALL, id, name="echo")) for id in (1, 2, 3, 4)]
     assert loadOf(bench).total.calls == 4
     bench.reload(new)
-    asked += [modern(bench, enveloped(CALL, id, name="echo")) for id in (5, 6)]
+    asked += [posted(bench.gateway, enveloped(CALL, id, name="echo")) for id in (5, 6)]
     old.newest.reply(old.newest.last(CALL))
     assert asked[0].json()["id"] == 1
     for n, one in enumerate(asked[1:]):
@@ -59,8 +59,8 @@ def test_modern_calls_that_wait_are_served_where_their_server_was_replaced() -> 
 def test_a_modern_call_whose_turn_comes_in_the_beat_that_ends_its_time() -> None:
     server = ModernServer("one", era="modern", timeout=10.0, http=True)
     bench = Bench(server, **ONE)
-    first = modern(bench, enveloped(CALL, 1, name="echo"))
-    second = modern(bench, enveloped(CALL, 2, name="echo"))
+    first = posted(bench.gateway, enveloped(CALL, 1, name="echo"))
+    second = posted(bench.gateway, enveloped(CALL, 2, name="echo"))
     bench.gateway.advance(10.5)
     for asked in (first, second):
         assert asked.started
@@ -73,7 +73,7 @@ def test_what_waits_has_its_turn_in_a_drain_in_either_era() -> None:
     bench = Bench(old, new, **ONE)
     client = bench.open("one")
     legacy = [client.post(client.request(id, CALL)) for id in (1, 2)]
-    modern_ = modern(bench, enveloped(CALL, 3, name="echo"), "two")
+    modern_ = posted(bench.gateway, enveloped(CALL, 3, name="echo"), "two")
     stopped = bench.gateway.stop()
     bench.gateway.advance(1.5)
     assert reason(client.post(client.request(4, CALL))) == "shutting_down"
@@ -186,13 +186,13 @@ def test_what_waits_when_all_is_over_begins_no_more(reloads: bool, era: str) -> 
     if era == "both":
         first = bench.open("one")
         running = first.post(first.request(1, CALL))
-        waits = modern(bench, enveloped(CALL, 2, name="echo"))
+        waits = posted(bench.gateway, enveloped(CALL, 2, name="echo"))
     elif era == "legacy":
         first, second = bench.open("one"), bench.open("one")
         running = first.post(first.request(1, CALL))
         waits = second.post(second.request(2, CALL))
     else:
-        running, waits = (modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2))
+        running, waits = (posted(bench.gateway, enveloped(CALL, id, name="echo")) for id in (1, 2))
     assert sum(len(link.of(CALL)) for link in old.links) == 1
     if reloads:
         bench.reload(new)
@@ -327,8 +327,8 @@ def test_what_waits_for_the_era_of_its_server_counts_as_what_runs() -> None:
     server = ModernServer("one")
     server.handshakeHeld = True
     bench = Bench(server, **ONE)
-    asked = [modern(bench, enveloped(CALL, id, name="echo")) for id in (1, 2, 3)]
-    listening = modern(bench, enveloped("subscriptions/listen", 4, **LISTENING))
+    asked = [posted(bench.gateway, enveloped(CALL, id, name="echo")) for id in (1, 2, 3)]
+    listening = posted(bench.gateway, enveloped("subscriptions/listen", 4, **LISTENING))
     assert counted(bench) == (3, 1)
     listening.leave()
     asked[1].leave()

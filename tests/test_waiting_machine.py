@@ -7,8 +7,8 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from modern_support import ModernServer, enveloped
-from test_reload import CALL, Bench, modern
+from modern_support import ModernServer, enveloped, posted
+from test_reload import CALL, Bench
 
 from gateway.guard.limits import Limits
 from gateway.testing import MemoryClient, ScriptedServer
@@ -67,7 +67,7 @@ class WaitingCalls(RuleBasedStateMachine):
 
     @rule()
     def askModern(self) -> None:
-        self.asked.append(modern(self.bench, enveloped(CALL, 1, name="x"), "two"))
+        self.asked.append(posted(self.bench.gateway, enveloped(CALL, 1, name="x"), "two"))
 
     @rule()
     def askWithoutSession(self) -> None:

@@ -73,11 +73,16 @@ def listsDeclared(capabilities: Mapping[str, Raw]) -> tuple[str, ...]:
 
 @define(eq=False)
 class _Waiter:
-    """A `resources/subscribe` that is not answered yet."""
+    """
+    A `resources/subscribe` that is not answered yet.
+
+    fresh: whether nobody but who waits wants the resource.
+    """
 
     call: object
     id: bytes
     uri: str
+    fresh: bool
 
 
 @define(eq=False)
@@ -146,12 +151,13 @@ class Listening:
         if uri in self._uris and self._isHeard(uri):
             return [Tell(emptyResult(message.id), call)]
         effects: list[Effect] = []
+        fresh = uri not in self._uris
         self._uris[uri] = None
         if len(self._uris) > self.most:
             oldest = next(iter(self._uris))
             del self._uris[oldest]
             effects = [Reached("max_subscriptions"), *self._answer((oldest,))]
-        self._waiters.append(_Waiter(call, message.id, uri))
+        self._waiters.append(_Waiter(call, message.id, uri, fresh))
         return effects + self._look()
 
     def _isHeard(self, uri: str) -> bool:
@@ -174,8 +180,18 @@ class Listening:
         return [*effects, Tell(emptyResult(message.id), call), *self._look()]
 
     def gaveUp(self, call: object) -> None:
-        """The relay waits no longer for a call."""
+        """
+        The relay waits no longer for a call. What nobody else wants is not asked for again: where
+        the server refuses it, whatever is asked for with it would be refused, too.
+        """
+        gone = [waiter for waiter in self._waiters if waiter.call is call]
         self._waiters = [waiter for waiter in self._waiters if waiter.call is not call]
+        for one in gone:
+            others = [waiter for waiter in self._waiters if waiter.uri == one.uri]
+            if others:
+                others[0].fresh = others[0].fresh or one.fresh
+            elif one.fresh:
+                self._uris.pop(one.uri, None)
 
     def _answer(self, uris: tuple[str, ...], refusal: Message | None = None) -> list[Effect]:
         """Answer who waits for these."""

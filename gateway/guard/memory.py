@@ -13,6 +13,8 @@ How short memory is, and what is done about it: in three stages, before the syst
  4. In every stage what is free goes back to the system, where the C library can do that, and every
     COLLECT seconds garbage is looked for, which else goes by numbers and not by size: what is
     merely free inside the process would keep a stage for ever.
+
+Where memory is not short, what a burst left free goes back, too, but seldom (`FreedMemory`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ from twisted.logger import Logger
 from gateway.guard.load import Load, Stage
 from gateway.observe.observer import IObserver, MemoryPressed
 
-__all__ = ["EASE", "LOOK", "STAGES", "MemoryWatch", "limitOfCgroup", "resident", "stageOf"]
+__all__ = [
+    "EASE",
+    "KEPT",
+    "LOOK",
+    "REVIEW",
+    "STAGES",
+    "FreedMemory",
+    "MemoryWatch",
+    "limitOfCgroup",
+    "resident",
+    "stageOf",
+]
 
 _log = Logger()
 
@@ -46,6 +59,13 @@ LOOK = 0.25
 COLLECT = 5.0
 """Seconds between two looks for garbage while memory is short."""
 
+KEPT = 64 * 1024 * 1024
+"""Bytes that a gateway may have over what it began with before what is free of it is given back."""
+
+REVIEW = 30.0
+"""Seconds between two looks for such; twice as many after one that was in vain, up to _SELDOM."""
+
+_SELDOM = 480.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -156,3 +176,42 @@ class MemoryWatch:
             self._collectAt = now + COLLECT
             self.collect()
         self.trim()
+
+
+@define(eq=False)
+class FreedMemory:
+    """
+    Gives back to the system what a burst of large bodies left free.
+
+    The C library does that by itself with what lies above all that is in use, and with nothing
+    below: 60 calls of 3.9 MB at once left 400 MB resident, all of it free. Life: made → `start` →
+    `stop`. used, trim: as of MemoryWatch. (To give back 300 MB takes 25 ms.)
+    """
+
+    clock: IReactorTime
+    used: Callable[[], int] = resident
+    trim: Callable[[], object] = field(factory=_trimmer)
+    _least: int = field(default=0, init=False)
+    _delay: float = field(default=REVIEW, init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._least = self.used()
+        self._timer = self.clock.callLater(self._delay, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        used, self._delay = self.used(), min(2 * self._delay, _SELDOM)
+        if used < self._least + KEPT:
+            self._delay = REVIEW
+        else:
+            self.trim()
+            if self.used() <= used - KEPT // 2:
+                self._delay = REVIEW
+        self._timer = self.clock.callLater(self._delay, self._look)

@@ -156,8 +156,8 @@ class Outflow:
         """The connection is lost."""
         self.blocked = True
         self._kept = None
-        # It holds the connection, which holds us.
-        self.whenDrained = _nothing
+        # They hold the connection, which holds us.
+        self.whenDrained, self._closing = _nothing, None
 
 
 def _nothing() -> None:

@@ -30,11 +30,19 @@ from gateway.observe.observer import IObserver, MessageDropped
 from gateway.wire.envelope import Message, NotAMessage, NotJSON, decode, salvageID
 from gateway.wire.sse import EventTooLong, ServerSentEvent, SSEParser
 
-__all__ = ["LINGER", "Stream", "Surroundings"]
+__all__ = ["LINGER", "Stream", "Surroundings", "isMeantAsMessage"]
 
 _NONE: deque[ServerSentEvent] = deque()
 LINGER = 1.0
 """Seconds a server gets to end a body of which all that matters was told."""
+
+
+def isMeantAsMessage(data: bytes) -> bool:
+    """
+    Whether what is no message was meant as one. A log line may quote a message, and JSON that is no
+    message may have an id, too.
+    """
+    return data.lstrip()[:1] in (b"{", b"[") and b'"jsonrpc"' in data
 
 
 @define(eq=False, repr=False)
@@ -266,7 +274,7 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
             self.noiseReceived(event.data, salvageID(event.data))
             return
         except NotAMessage as bad:
-            self.noiseReceived(event.data, bad.id)
+            self.noiseReceived(event.data, bad.answered)
             return
         if isinstance(decoded, Message):
             self.messageReceived(decoded, mark)
@@ -278,4 +286,4 @@ class Stream(msgspec.Struct, eq=False, kw_only=True):
                 self.messageReceived(one, mark)
                 mark = None
             else:
-                self.noiseReceived(event.data, one.id)
+                self.noiseReceived(event.data, one.answered)

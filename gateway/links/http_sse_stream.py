@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from gateway.http1.client import Fault, ResponseHead
-from gateway.links.http_answer import Stream
+from gateway.links.http_answer import Stream, isMeantAsMessage
 from gateway.links.interfaces import EventMark, LinkFailed, Reason
 from gateway.observe.observer import BoundReached, NoiseSkipped
 from gateway.wire.envelope import Message
@@ -75,8 +75,7 @@ class EventStream(Stream, eq=False, kw_only=True):
     def noiseReceived(self, data: bytes, id: bytes | None) -> None:
         # One bad message is no reason to end the stream of all the others.
         self.around.observer.observed(NoiseSkipped(self.around.server, len(data)))
-        # A log line may quote a message, and JSON that is no message may have an id, too.
-        if id is not None and data.lstrip()[:1] in (b"{", b"[") and b'"jsonrpc"' in data:
+        if id is not None and isMeantAsMessage(data):
             self.link.malformedReceived(id)
 
     def tooLarge(self) -> None:

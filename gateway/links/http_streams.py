@@ -17,7 +17,8 @@ A request's POST:
 The POST of a notification or response: 2xx accepts it, whatever the body; the rest as in 4.
 
 A GET: 200 with `text/event-stream` opens it, everything else refuses it. In it, what is no
-message is skipped and counted.
+message is skipped and counted; where it seems to be the answer to a request, who opened the stream
+is told so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import re
 from collections.abc import Callable
 
 from gateway.http1.client import Fault, ResponseHead
-from gateway.links.http_answer import Stream
+from gateway.links.http_answer import Stream, isMeantAsMessage
 from gateway.links.interfaces import EventMark, Outcome, Reason, Settled
 from gateway.observe.observer import BoundReached, MessageDropped, NoiseSkipped
 from gateway.wire.envelope import RESPONSE, Message, NotAMessage, NotJSON, decode, members, text
@@ -268,9 +269,11 @@ class GetStream(Stream, eq=False, kw_only=True):
 
     onOpened: called once: with 200 when it is open; else with the status, the fault, or None
         where it was given up.
+    onSpoilt: called with the id of what is no message, but was meant as the answer of that id.
     """
 
     onOpened: Callable[[int | Fault | None], None]
+    onSpoilt: Callable[[bytes], None] | None = None
     _decided: bool = False
 
     def headReceived(self, head: ResponseHead) -> None:
@@ -290,6 +293,8 @@ class GetStream(Stream, eq=False, kw_only=True):
     def noiseReceived(self, data: bytes, id: bytes | None) -> None:
         # One bad message is no reason to end a stream that belongs to no call.
         self.around.observer.observed(NoiseSkipped(self.around.server, len(data)))
+        if self.onSpoilt is not None and id is not None and isMeantAsMessage(data):
+            self.onSpoilt(id)
 
     def tooLarge(self) -> None:
         self.around.observer.observed(BoundReached("max_answer", self.around.server))

@@ -8,6 +8,7 @@ fired, never from within `ILink.send`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from attrs import frozen
@@ -220,11 +221,17 @@ class ILink(Interface):
 class IHTTPLink(ILink):
     """A link whose server has streams of its own per request, which its user passes on."""
 
-    def listen(origin: object, lastEventID: bytes | None, context: CallContext) -> Deferred[None]:
+    def listen(
+        origin: object,
+        lastEventID: bytes | None,
+        context: CallContext,
+        spoilt: Callable[[bytes], None] | None = None,
+    ) -> Deferred[None]:
         """
         Open the server's GET stream; its messages come with this origin.
 
         lastEventID: resume the stream this event came on; its answers come here, too.
+        spoilt: called with the id of what came and is no message, but was meant as its answer.
         Fires when it is open. Fails with ListenRefused where the server refused, and with
         LinkFailed where it could not be asked or answered nonsense. `cancel(origin)` closes it.
         """

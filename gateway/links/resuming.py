@@ -20,6 +20,8 @@ Messages from the Server, Resumability and Redelivery). Theory of operation:
     one may still be answered, what waited for one is settled. Whoever was told by the 404 of what
     it sent closes the link; where only a GET found out, the link is lost once no call runs.
  7. The listener hears nothing from within `send`, `cancel` or `close`.
+ 8. What a GET brings and is no message is skipped; where it seems to be the answer to a call, that
+    call is over, too, for no other will come.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from zope.interface import implementer
 
 from gateway.links.backoff import backOff, jittered
 from gateway.links.course import Course
-from gateway.links.http_streams import UNKNOWN
+from gateway.links.http_streams import UNKNOWN, badAnswer
 from gateway.links.interfaces import (
     EventMark,
     ILink,
@@ -282,7 +284,8 @@ class ResumingLink:
 
     def _listen(self, course: Course) -> None:
         course.timer = None
-        opening = self.inner.listen(course, course.last, self._newest or course.context)
+        context = self._newest or course.context
+        opening = self.inner.listen(course, course.last, context, self._spoilt)
         if course.held:
             self.inner.hold(course)
         opening.addCallbacks(
@@ -318,6 +321,16 @@ class ResumingLink:
                 course.refused(patience if mayBeTheID else float("inf"))
                 failures = course.refusals
             self._later(course, self._backOff(failures, refused=refused))
+
+    def _spoilt(self, id: bytes) -> None:
+        """A GET brought what is no message, but seems to be the answer of this id (rule 8)."""
+        course = self._ids.get(id)
+        if course is None:
+            return
+        self._leave(course)
+        self.inner.cancel(course.call)
+        self.listener.settled(course.call, badAnswer("the server's answer is malformed"))
+        self._end()
 
     def _isOurs(self, course: Course) -> bool:
         """Whether anybody still waits for a course."""

@@ -92,7 +92,8 @@ class Stdin:
 
         It would copy all of it twice, and a pipe takes no more at once anyway.
         """
-        self._writing, self._rest = len(data), data[_PIPE:]
+        # An empty view of a line would keep all of it.
+        self._writing, self._rest = len(data), data[_PIPE:] if len(data) > _PIPE else _NOTHING
         self._pipe.write(bytes(data[:_PIPE]))
 
     def end(self) -> None:

@@ -61,7 +61,7 @@ class Stdout:
             except NotJSON as error:
                 self._skipped(line, [salvageID(line)], str(error))
             except NotAMessage as error:
-                self._skipped(line, [error.id], str(error))
+                self._skipped(line, [error.answered], str(error))
             else:
                 if isinstance(message, Message):
                     self._hearer.messageReceived(message)
@@ -83,7 +83,7 @@ class Stdout:
                 return
         if bad or not batch:
             why = str(bad[0]) if bad else "an empty batch"
-            self._skipped(line, [member.id for member in bad], why)
+            self._skipped(line, [member.answered for member in bad], why)
 
     def _skipped(self, line: bytes, ids: list[bytes | None], why: str) -> None:
         self._log.noise(line, why)

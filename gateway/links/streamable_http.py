@@ -96,7 +96,11 @@ class StreamableHTTPLink(HTTPLink):
         return True
 
     def listen(
-        self, origin: object, lastEventID: bytes | None, context: CallContext
+        self,
+        origin: object,
+        lastEventID: bytes | None,
+        context: CallContext,
+        spoilt: Callable[[bytes], None] | None = None,
     ) -> Deferred[None]:
         """
         See IHTTPLink. ListenRefused(405) also at the bound on streams, and for a lastEventID that
@@ -115,7 +119,11 @@ class StreamableHTTPLink(HTTPLink):
                 opened.errback(_notOpened(how))
 
         stream = GetStream(
-            around=self.around, listener=self.listener, origin=origin, onOpened=decided
+            around=self.around,
+            listener=self.listener,
+            origin=origin,
+            onOpened=decided,
+            onSpoilt=spoilt,
         )
         headers: HeaderPairs = ((b"accept", b"text/event-stream"),)
         if lastEventID is not None:

@@ -66,6 +66,7 @@ class ModernEndpoint:
     which stops it.
 
     successor: where requests go whose era was found when the server was replaced or removed.
+    stopped: whether nothing is left of it.
     """
 
     server: IServer
@@ -75,13 +76,13 @@ class ModernEndpoint:
     _relay: ModernCalls | None = field(default=None, init=False)
     _pool: LegacyPool | None = field(default=None, init=False)
     successor: Then | None = field(default=None, init=False)
+    stopped: bool = field(default=False, init=False)
     _before: list[ModernEndpoint] = field(factory=list, init=False)
-    """Those that this one replaced, as long as calls there wait for their clients' input."""
+    """Those that this one replaced, as long as calls there may wait for their clients' input."""
     _open: dict[Passing | ModernReply, Principal] = field(factory=dict, init=False)
     _waiting: set[ModernWaiting] = field(factory=set, init=False)
     _finding: int = field(default=0, init=False)
     """How many wait for the server's era to be found."""
-    _stopped: bool = field(default=False, init=False)
     _tools: ToolLists = field(init=False)
     _judges: bool = field(init=False)
     _times: CallTimes = field(init=False)
@@ -115,17 +116,23 @@ class ModernEndpoint:
         return pool.parks(message, admitted.context)
 
     def follows(self, other: ModernEndpoint) -> None:
-        """Have calls that wait for their clients there be continued from here, too."""
-        self._before = [one for one in (*other._before, *self._before, other) if one.parked()]
+        """
+        Have calls that wait for their clients there be continued from here, too; also those that
+        run there and will only ask.
+        """
+        before = (*other._before, *self._before, other)
+        self._before = [one for one in before if not one.stopped]
 
     def _continued(self, admitted: Admitted) -> ModernEndpoint | None:
         """Where the call runs that a request continues, if that is one that was replaced."""
-        self._before = [one for one in self._before if one.parked()]
+        self._before = [one for one in self._before if not one.stopped]
         return next((one for one in self._before if one.parks(admitted)), None)
 
     async def stop(self) -> None:
         """Answer what still runs, end what listens in order, and leave nothing upstream."""
-        self._stopped = True
+        self.stopped = True
+        # Else each would keep all before it.
+        self._before.clear()
         for waiting in list(self._waiting):
             waiting.stop()
         for one in list(self._open):
@@ -262,7 +269,7 @@ class ModernEndpoint:
         server = self._eras.inner if self._eras is not None else None
         if self.successor is not None:
             self.successor(admitted)
-        elif self._stopped:
+        elif self.stopped:
             self._fail(admitted, Reason.SHUTTING_DOWN, "the gateway is shutting down")
         elif modern and isinstance(server, HTTPServer):
             self._pass(admitted, server)

@@ -159,6 +159,7 @@ class Passing:
     _started: float = field(init=False)
     _heard: float = field(init=False)
     _blockedSince: float | None = field(default=None, init=False)
+    _moved: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._started = self._heard = self.shared.clock.seconds()
@@ -195,7 +196,8 @@ class Passing:
         self._head = head
         if not (200 <= head.status < 300 or head.status >= 400):
             self._fail(Reason.BAD_ANSWER, "the server answered with a redirect")
-        elif head.mediaType == b"text/event-stream":
+        elif head.mediaType == b"text/event-stream" and head.status != 204:
+            # 204 has no body, whatever its type (RFC 9112 section 6.3).
             if head.status < 300 and not head.encoded:
                 self._events = PassedStream()
             self._open(head)
@@ -279,8 +281,8 @@ class Passing:
             self._block()
 
     def _block(self) -> None:
-        if self._blockedSince is None:
-            self._blockedSince = self.shared.clock.seconds()
+        if self._blockedSince is None and self._sink is not None:
+            self._blockedSince, self._moved = self.shared.clock.seconds(), self._sink.moved
             if self._outgoing is not None:
                 self._outgoing.pause()
 
@@ -300,12 +302,19 @@ class Passing:
 
     def beat(self, now: float) -> None:
         """Some time has passed; `now` in seconds of the gateway's clock."""
-        if self._blockedSince is not None:
-            if now - self._blockedSince >= self.shared.limits.reader_blocked:
+        sink = self._sink
+        if self._blockedSince is not None and sink is not None:
+            if sink.moved != self._moved:
+                # It reads, if slowly.
+                self._blockedSince, self._moved = now, sink.moved
+            elif now - self._blockedSince >= self.shared.limits.reader_blocked:
                 self._bound("reader_blocked")
-                self._fail(Reason.TIMEOUT, "")
+                self._end()
+                self._failure(Reason.TIMEOUT)
+                # It would not read an error either.
+                sink.abort()
             return
-        if self.listens and self._sink is not None:
+        if self.listens and sink is not None:
             return
         if now - self._heard >= self.timeout or now - self._started >= self.max_timeout:
             self._fail(*_FAULTS[Fault.STALLED])

@@ -12,6 +12,8 @@ proxy does.
 
 from __future__ import annotations
 
+from functools import partial
+
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
@@ -205,7 +207,8 @@ class TransparentProxy(StreamableProxy):
                 if last and straight is not None and straight.isLost(last, link):
                     return False
                 relay.opens(feed, link)
-                await link.listen(feed, last, admitted.context)  # type: ignore[attr-defined]
+                spoilt = partial(relay.spoilt, link)
+                await link.listen(feed, last, admitted.context, spoilt)  # type: ignore[attr-defined]
                 if last and straight is not None:
                     straight.resumes(last, feed)
                 return True

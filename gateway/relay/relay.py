@@ -191,6 +191,11 @@ class Relay:
         """
         self.upstream.abandon(link)
 
+    def spoilt(self, link: ILink, id: bytes) -> None:
+        """A stream of this link brought what is no message, but was meant as this id's answer."""
+        if not self.session.ended:
+            self.upstream.spoilt(link, id)
+
     def over(self) -> None:
         """The session is lost: its clients get the one 404."""
         self.upstream.over()

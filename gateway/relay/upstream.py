@@ -82,6 +82,9 @@ class _Relay(Protocol):
         """A deadline may be nearer than before."""
 
 
+_SPOILT = Settled(Outcome.MAYBE_RAN, Reason.BAD_ANSWER, "the server's answer is malformed")
+
+
 @implementer(IKeptListener)
 @define(eq=False)
 class Upstream:
@@ -272,6 +275,13 @@ class Upstream:
                 call.target.close()  # type: ignore[attr-defined]
             else:
                 self._unanswered(call, settled)
+
+    def spoilt(self, link: ILink, id: bytes) -> None:
+        """What came on a stream is no message, but was meant as the answer of this id."""
+        call = self.router.calls.get(id)
+        if call is not None and call.via is link:
+            link.cancel(call)
+            self.settled(call, _SPOILT)
 
     def _unanswered(self, call: Call, settled: Settled) -> None:
         again: list[Effect] = []

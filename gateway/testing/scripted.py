@@ -16,6 +16,8 @@ the test's side (`push`, `reply`, `refuse`, `settle`, `accept`, `end`, `lose`), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import define, field
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
@@ -218,11 +220,17 @@ class ScriptedHTTPLink(ScriptedLink):
     refusesListen: int = 0
     listening: list[object] = field(factory=list)
     listened: list[tuple[object, bytes | None]] = field(factory=list)
+    spoilt: Callable[[bytes], None] | None = None
 
     def listen(
-        self, origin: object, lastEventID: bytes | None, context: CallContext
+        self,
+        origin: object,
+        lastEventID: bytes | None,
+        context: CallContext,
+        spoilt: Callable[[bytes], None] | None = None,
     ) -> Deferred[None]:
         self.listened.append((origin, lastEventID))
+        self.spoilt = spoilt
         if self.refusesListen:
             return fail(ListenRefused(self.refusesListen))
         self.listening.append(origin)

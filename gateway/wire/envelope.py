@@ -84,6 +84,7 @@ _LF, _CR, _BACKSLASH = b"\n\r\\"
 _WS = b" \t\n\r"
 _NUMBER = frozenset(b"-0123456789")
 _ID = re.compile(rb'"id"[ \t\n\r]*+:[ \t\n\r]*+(\d{1,18}+)(?=[ \t\n\r]*+[,}])')
+_METHOD = re.compile(rb'"method"[ \t\n\r]*+:')
 
 _decodeItems = msgspec.json.Decoder(list[Raw]).decode
 _decodeAny = msgspec.json.Decoder(Raw).decode
@@ -95,12 +96,19 @@ class NotAMessage(Exception):
     """
     JSON, but no JSON-RPC 2.0 message (rules 5 to 9). The first argument says why.
 
-    id: the message's id as spelled, where it has a usable one.
+    id: the message's id as spelled, where it has a usable one. asks: whether it has a method, so
+    that its id is its sender's own and no answer's.
     """
 
-    def __init__(self, why: str, id: bytes | None = None) -> None:
+    def __init__(self, why: str, id: bytes | None = None, asks: bool = False) -> None:
         super().__init__(why)
         self.id = id
+        self.asks = asks
+
+    @property
+    def answered(self) -> bytes | None:
+        """The id of the request that it was meant to answer."""
+        return None if self.asks else self.id
 
 
 class Kind(Enum):
@@ -269,16 +277,23 @@ def salvageID(data: bytes) -> bytes | None:
     The id that a text which broke a rule seems to carry, so that its call can be failed.
 
     Returns: the integer id as spelled; None where the message itself, as opposed to an object
-        within it, shows none. Of two, the last.
+        within it, shows none, or shows a method: then its id is no answer's. Of two, the last.
     """
-    for found in (_ID.match(data, max(0, data.rfind(b'"id"'))), _ID.search(data)):
+    if _own(_METHOD, b'"method"', data) is not None:
+        return None
+    found = _own(_ID, b'"id"', data)
+    return None if found is None else found[1]
+
+
+def _own(member: re.Pattern[bytes], name: bytes, data: bytes) -> re.Match[bytes] | None:
+    """Where a text has a member, of its first and last such, that is the message's own."""
+    for found in (member.match(data, max(0, data.rfind(name))), member.search(data)):
         if found is None:
             continue
         before = brackets(data[: found.start()])
         objects = before.count(b"{") - before.count(b"}")
-        arrays = before.count(b"[") - before.count(b"]")
-        if (objects, arrays) == (1, 0):
-            return found[1]
+        if (objects, before.count(b"[") - before.count(b"]")) == (1, 0):
+            return found
     return None
 
 
@@ -306,7 +321,7 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
     id = _id(fields["id"]) if "id" in fields else None
     version = fields.get("jsonrpc")
     if version is None or (bytes(version) != b'"2.0"' and text(bytes(version)) != "2.0"):
-        raise NotAMessage('"jsonrpc" must be "2.0"', id)
+        raise NotAMessage('"jsonrpc" must be "2.0"', id, "method" in fields)
     raw = fields.get("method")
     if raw is not None:
         if "result" in fields or "error" in fields:
@@ -314,11 +329,11 @@ def _message(fields: dict[str, Raw], data: bytes) -> Message:
         name = bytes(raw)
         method = _method(name) if len(name) <= 64 else text(name)
         if method is None:
-            raise NotAMessage('"method" must be a string', id)
+            raise NotAMessage('"method" must be a string', id, asks=True)
         params = fields.get("params")
         # "{" or "["; a view, for params may be large.
         if params is not None and memoryview(params)[0] not in (123, 91):
-            raise NotAMessage('"params" must be an object or an array', id)
+            raise NotAMessage('"params" must be an object or an array', id, asks=True)
         kind = NOTIFICATION if id is None else REQUEST
         # Looking for the key spares large params a second parse. An escape may hide it; to look
         # for one byte first is much quicker than for two.

@@ -3,6 +3,7 @@ The fault laboratory: scripted servers that fail on demand, a proxy that harms c
 the ledger, which proves that nothing was lost, doubled, crossed or run twice.
 
     python -m tests.lab.ledger --help
+    python -m tests.lab.soak --help
     python -m tests.lab.peers --help
 """
 

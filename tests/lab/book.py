@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from attrs import define, field
@@ -16,6 +16,8 @@ _KEPT = 40
 """Broken promises that are told one by one."""
 _STUCK = 4
 """Answered calls of one client that timed out, with which it counts as stuck."""
+_REFUSED = ("never sent", "not taken", "unknown server")
+"""Outcomes after which a call must not have been executed."""
 _TOLD = 5
 """Tokens that are kept of each kind and outcome."""
 
@@ -26,12 +28,13 @@ class Wrong(Exception):
 
 @define(eq=False)
 class Asked:
-    """One call that is under way. token: names it everywhere."""
+    """One call that is under way. token: names it everywhere. session: that it is made in."""
 
     token: str
     fault: Fault
     id: object
     began: float
+    session: str = ""
 
     def judge(self, messages: Iterable[dict]) -> str:
         """
@@ -72,8 +75,8 @@ class Book:
     The ledger of one run.
 
     promptly: seconds in which each call must end. outcomes: how many of each kind ended how.
-    wrong: the promises that were broken. slowest: seconds, of each kind. tokens: some of each kind
-    and outcome.
+    questions: how many were asked of clients. wrong: the promises that were broken. slowest:
+    seconds, of each kind. tokens: some of each kind and outcome.
     """
 
     promptly: float
@@ -83,6 +86,7 @@ class Book:
     broken: int = 0
     asked: int = 0
     ended: int = 0
+    questions: int = 0
     slowest: dict[str, float] = field(factory=lambda: defaultdict(float))
     tokens: dict[tuple[str, str], list[str]] = field(factory=lambda: defaultdict(list))
     _served: set[str] = field(factory=set)
@@ -113,13 +117,13 @@ class Book:
             self.blame(f"{asked.token}: {verb} took {took:.1f} s, {outcome}")
         if outcome == "timeout" and asked.fault in HARMLESS:
             # Once or twice, a machine may be too busy; a stream that is stuck goes on to be.
-            who = asked.token.rpartition("-")[0]
+            who = asked.token.rpartition(":")[0]
             self._stuck[who] += 1
             if self._stuck[who] == _STUCK:
                 self.blame(f"{asked.token}: {verb} timed out again, though its server answered")
         if outcome == "result":
             self._served.add(asked.token)
-        if outcome == "never sent" or not asked.fault.runs:
+        if outcome in _REFUSED or not asked.fault.runs:
             self._refused.add(asked.token)
 
     def blame(self, text: str) -> None:
@@ -127,22 +131,32 @@ class Book:
         if len(self.wrong) < _KEPT:
             self.wrong.append(text)
 
-    def check(self, ledger: Path) -> Counter[str]:
+    def check(self, ledger: Path, shared: Container[str]) -> Counter[str]:
         """
         Compare with what the servers wrote down; what is wrong is added.
 
-        Returns: how many times a call was executed, and how many calls were so often.
+        ledger: lines of a token, a process, and the conversation in which it executed the call, "-"
+        if there are none. The token of an answer to a question ends in "?". shared: the servers
+        whose conversations are everybody's.
+        Returns: how many calls were asked, answered and executed, in how many processes; and how
+        many answers to questions came.
         """
         executed: set[str] = set()
         pids: set[str] = set()
+        owners: dict[str, str] = {}
         if ledger.exists():
             with ledger.open(encoding="ascii") as lines:
                 for line in lines:
-                    token, pid = line.split()
+                    token, pid, conversation = line.split()
                     if token in executed:
-                        self.blame(f"{token}: executed twice")
+                        self.blame(f"{token}: executed twice, or answered what was asked once")
                     executed.add(token)
                     pids.add(pid)
+                    _, server, _, principal, _ = token.split(":")
+                    if conversation != "-" and server not in shared:
+                        owner = owners.setdefault(f"{server} {conversation}", principal)
+                        if owner != principal:
+                            self.blame(f"{token}: executed in what is {owner or 'nobody'}'s")
         for token in self._open:
             self.blame(f"{token}: never ended")
         for token in self._served - executed:
@@ -150,5 +164,9 @@ class Book:
         for token in self._refused & executed:
             self.blame(f"{token}: executed, though it was refused or never came whole")
         return Counter(
-            calls=self.asked, answered=self.ended, executed=len(executed), processes=len(pids)
+            calls=self.asked,
+            answered=self.ended,
+            executed=sum(not token.endswith("?") for token in executed),
+            replies=sum(token.endswith("?") for token in executed),
+            processes=len(pids),
         )

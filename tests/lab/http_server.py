@@ -15,7 +15,6 @@ calls is answered by it, too.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import sys
 import uuid
@@ -25,6 +24,8 @@ from typing import Any
 from attrs import define, field
 from faulty_upstream import FaultyUpstream, Received
 
+from .http_call import HTTPCall, dumps, event
+from .http_sse import OverSSE
 from .stdio_server import CLAIM, other
 
 __all__ = ["LabServer"]
@@ -37,75 +38,24 @@ RESTART_SECONDS = 0.1
 """For how long a server that restarts refuses connections."""
 
 
-def _dumps(message: JSON) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode()
-
-
-def _event(message: JSON, id: str = "") -> bytes:
-    head = f"id: {id}\n".encode() if id else b""
-    return b"%bevent: message\ndata: %b\n\n" % (head, _dumps(message))
-
-
-@define(eq=False)
-class _Call:
-    """One call, however it came; `say` writes a message where its answer goes."""
-
-    server: LabServer
-    request: Received
-    message: JSON
-    modern: bool
-
-    @property
-    def arguments(self) -> JSON:
-        found: JSON = self.message["params"]["arguments"]
-        return found
-
-    @property
-    def token(self) -> str:
-        return str(self.arguments["token"])
-
-    @property
-    def place(self) -> int:
-        return int(self.arguments.get("place", 0))
-
-    def result(self, **more: object) -> JSON:
-        complete = {"resultType": "complete"} if self.modern else {}
-        seen = {"structuredContent": {"token": self.token}, "content": []}
-        return {"id": self.message["id"], "result": {**complete, **seen, **more}}
-
-    def advanced(self, step: int) -> JSON:
-        token = self.message["params"].get("_meta", {}).get("progressToken")
-        params = {"progressToken": token, "progress": step, "message": self.token}
-        return {"method": "notifications/progress", "params": params}
-
-    def answered(self, message: JSON | None = None) -> None:
-        self.request.reply(200, _dumps(message or self.result()))
-
-    def streamed(self, *messages: JSON) -> None:
-        self.request.stream()
-        for message in messages:
-            self.request.chunk(_event(message))
-        self.request.end()
-
-
 @define(eq=False)
 class LabServer(FaultyUpstream):
     """
     The server. `start` opens it.
 
-    sessions: those of Streamable HTTP. streams: those of HTTP+SSE, by session.
+    sessions: those of Streamable HTTP.
     """
 
     ledger: int = 1
     sessions: set[str] = field(factory=set)
-    streams: dict[str, Received] = field(factory=dict)
     restarts: int = 0
     _refused: set[str] = field(factory=set)
-    _resumable: dict[str, _Call] = field(factory=dict)
-    _late: dict[str, Callable[[], None]] = field(factory=dict)
+    _resumable: dict[str, HTTPCall] = field(factory=dict)
+    _asked: dict[str, list[HTTPCall]] = field(factory=dict)
+    _overSSE: OverSSE = field(init=False)
 
-    def executed(self, call: _Call) -> None:
-        os.write(self.ledger, f"{call.token} {os.getpid()}\n".encode())
+    def __attrs_post_init__(self) -> None:
+        self._overSSE = OverSSE(self)
 
     def later(self, seconds: float, act: Callable[..., object], *args: object) -> None:
         self._reactor.callLater(seconds, act, *args)
@@ -113,7 +63,7 @@ class LabServer(FaultyUpstream):
     def got(self, request: Received) -> None:
         path = request.target.partition(b"?")[0].strip(b"/").decode()
         if path in ("sse", "messages"):
-            self._overSSE(request)
+            self._overSSE.got(request)
         else:
             self._streamable(request, path)
 
@@ -134,32 +84,46 @@ class LabServer(FaultyUpstream):
             self.sessions.add(new)
             head = ((b"Mcp-Session-Id", new.encode()),)
             answer = {"id": message["id"], **other("initialize", params, False)}
-            request.reply(200, _dumps(answer), headers=head)
+            request.reply(200, dumps(answer), headers=head)
         elif modern or session in self.sessions:
             if request.rpc == "tools/call":
-                self._called(_Call(self, request, message, modern), session)
+                self._called(HTTPCall(self.ledger, request, message, "" if modern else session))
             elif "id" in message and request.rpc:
                 found = other(request.rpc, params, modern)
                 status = 404 if modern and "error" in found else 200
-                request.reply(status, _dumps({"id": message["id"], **found}))
+                request.reply(status, dumps({"id": message["id"], **found}))
             else:
                 request.reply(202, type=None)
+                if not request.rpc and "id" in message:
+                    call = self._asked[session][message["id"] - 1]
+                    call.said(call.heard(message))
         elif session:
-            self._unknown(request)
+            self.unknown(request)
         else:
             error: JSON = {"code": -32000, "message": "Bad Request: no session id"}
             if era == "modern":
                 data = {"supported": ["2026-07-28"], "requested": ""}
                 error = {"code": -32022, "message": "Unsupported version", "data": data}
-            request.reply(400, _dumps({"id": message.get("id", 0), "error": error}))
+            request.reply(400, dumps({"id": message.get("id", 0), "error": error}))
 
-    def _unknown(self, request: Received) -> None:
+    def refused(self, call: HTTPCall) -> None:
+        """A call was refused, and is served when it comes again."""
+        self._refused.add(call.token)
+
+    def again(self, call: HTTPCall) -> bool:
+        """Whether that call was refused before."""
+        if call.token not in self._refused:
+            return False
+        self._refused.discard(call.token)
+        return True
+
+    def unknown(self, request: Received) -> None:
         error = {"code": -32001, "message": "Session not found"}
-        request.reply(404, _dumps({"id": request.message.get("id", 0), "error": error}))
+        request.reply(404, dumps({"id": request.message.get("id", 0), "error": error}))
 
     def _resume(self, request: Received) -> None:
         last = (request.header(b"last-event-id") or b"").decode()
-        token, _, seen = last.partition("/")
+        token, _, seen = last.rpartition("/")
         call = self._resumable.get(token)
         if call is None:
             request.reply(405, type=None)
@@ -167,15 +131,18 @@ class LabServer(FaultyUpstream):
         request.stream()
         for number, message in enumerate((call.advanced(1), call.result()), 1):
             if number > int(seen):
-                request.chunk(_event(message, f"{token}/{number}"))
+                request.chunk(event(message, f"{token}/{number}"))
         request.end()
 
-    def _called(self, call: _Call, session: str) -> None:
+    def _called(self, call: HTTPCall) -> None:
         verb, request = call.arguments["verb"], call.request
-        if self._refuses(call, verb, session):
+        if self.refuses(call, verb):
             return
-        self.executed(call)
-        answer = _dumps(call.result())
+        if verb == "asks":
+            self._asks(call)
+            return
+        call.executed()
+        answer = dumps(call.result())
         if verb == "answer":
             call.answered()
         elif verb == "slow":
@@ -195,7 +162,7 @@ class LabServer(FaultyUpstream):
             call.streamed({"id": 987654321, "result": {}}, call.result())
         elif verb == "garbage":
             request.stream()
-            request.chunk(b"data: } this is no JSON {\n\n" + _event(call.result()))
+            request.chunk(b"data: } this is no JSON {\n\n" + event(call.result()))
             request.end()
         elif verb == "bad-answer":
             request.reply(200, answer[:-3] + b":}}")
@@ -216,22 +183,36 @@ class LabServer(FaultyUpstream):
         else:
             self._broken(call, verb, answer)
 
-    def _refuses(self, call: _Call, verb: str, session: str) -> bool:
+    def _asks(self, call: HTTPCall) -> None:
+        responses = call.message["params"].get("inputResponses")
+        if not call.modern:
+            call.executed()
+            asked = self._asked.setdefault(call.session, [])
+            asked.append(call)
+            call.streamed({"id": len(asked), **call.question}, last=False)
+        elif responses is None:
+            more = {"inputRequests": {"it": call.question}, "requestState": call.token}
+            result = {"resultType": "input_required", **more}
+            call.answered({"id": call.message["id"], "result": result})
+        else:
+            call.executed()
+            call.answered(call.heard(responses))
+
+    def refuses(self, call: HTTPCall, verb: str) -> bool:
         """Whether a verb is one by which a call is not executed, or not yet."""
         request = call.request
-        if verb in ("lost", "redirect") and call.token in self._refused:
-            self._refused.discard(call.token)
-            self.executed(call)
+        if verb in ("lost", "redirect") and self.again(call):
+            call.executed()
             call.answered()
         elif verb == "lost":
-            self._refused.add(call.token)
-            self.sessions.discard(session)
-            self._unknown(request)
+            self.refused(call)
+            self.sessions.discard(call.session)
+            self.unknown(request)
         elif verb == "lost-again":
-            self.sessions.discard(session)
-            self._unknown(request)
+            self.sessions.discard(call.session)
+            self.unknown(request)
         elif verb == "redirect":
-            self._refused.add(call.token)
+            self.refused(call)
             target = request.target.partition(b"?")[0] + b"?moved"
             request.reply(307, type=None, headers=((b"Location", target),))
         elif verb == "redirect-away":
@@ -248,11 +229,11 @@ class LabServer(FaultyUpstream):
             return False
         return True
 
-    def _broken(self, call: _Call, verb: str, answer: bytes) -> None:
+    def _broken(self, call: HTTPCall, verb: str, answer: bytes) -> None:
         """What is no HTTP answer, or not all of one."""
         request = call.request
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-        event = _event(call.result())
+        said = event(call.result())
         if verb == "reset-before":
             request.cut()
         elif verb == "accepted":
@@ -273,10 +254,10 @@ class LabServer(FaultyUpstream):
             self.later(0.01, request.cut)
         elif verb == "stall-mid":
             request.stream()
-            request.chunk(event[: 1 + call.place % (len(event) - 2)])
+            request.chunk(said[: 1 + call.place % (len(said) - 2)])
         elif verb == "cut-event":
             request.stream()
-            request.chunk(event[: 1 + call.place % (len(event) - 2)])
+            request.chunk(said[: 1 + call.place % (len(said) - 2)])
             self.later(0.005, request.cut)
         elif verb == "resumed":
             self._resumed(call)
@@ -294,7 +275,7 @@ class LabServer(FaultyUpstream):
         elif verb != "stall-before-head":
             raise AssertionError(verb)
 
-    def _resumed(self, call: _Call) -> None:
+    def _resumed(self, call: HTTPCall) -> None:
         """A numbered stream that is cut at any byte of its first event; the rest by GET."""
         if call.modern:
             call.streamed(call.advanced(1), call.result())
@@ -305,8 +286,8 @@ class LabServer(FaultyUpstream):
         request = call.request
         request.stream()
         request.chunk(f"id: {call.token}/0\nretry: 10\ndata:\n\n".encode())
-        event = _event(call.advanced(1), f"{call.token}/1")
-        request.chunk(event[: 1 + call.place % (len(event) - 2)])
+        said = event(call.advanced(1), f"{call.token}/1")
+        request.chunk(said[: 1 + call.place % (len(said) - 2)])
         self.later(0.005, request.cut)
 
     def _trickle(self, request: Received, data: bytes) -> None:
@@ -324,7 +305,7 @@ class LabServer(FaultyUpstream):
         factory = port.factory
         self._port = None
         self.sessions.clear()
-        self.streams.clear()
+        self._overSSE.streams.clear()
         for connection in list(self.connections):
             connection.transport.abortConnection()
         stopped = port.stopListening()
@@ -333,97 +314,6 @@ class LabServer(FaultyUpstream):
             self._port = self._reactor.listenTCP(number, factory, interface="127.0.0.1")
 
         stopped.addCallback(lambda _: self.later(RESTART_SECONDS, again))
-
-    # HTTP+SSE.
-
-    def _overSSE(self, request: Received) -> None:
-        if request.method == b"GET":
-            session = uuid.uuid4().hex
-            self.streams[session] = request
-            request.stream()
-            request.chunk(f"event: endpoint\ndata: /messages?session_id={session}\n\n".encode())
-            request.connection.lost.addCallback(lambda _: self.streams.pop(session, None))
-            return
-        session = request.target.rpartition(b"=")[2].decode()
-        stream = self.streams.get(session)
-        if stream is None:
-            self._unknown(request)
-            return
-        message = request.message
-        if request.rpc == "tools/call":
-            self._calledOverSSE(_Call(self, request, message, False), session, stream)
-            return
-        request.reply(202, type=None)
-        if "id" in message and request.rpc:
-            found = other(request.rpc, message.get("params") or {}, False)
-            stream.chunk(_event({"id": message["id"], **found}))
-        elif request.rpc == "notifications/cancelled":
-            late = self._late.pop(f"{session} {message['params'].get('requestId')}", None)
-            if late is not None:
-                late()
-
-    def _calledOverSSE(self, call: _Call, session: str, stream: Received) -> None:
-        verb = call.arguments["verb"]
-        if verb in ("lost", "lost-again"):
-            again = call.token in self._refused
-            if not again or verb == "lost-again":
-                self._refused.add(call.token)
-                self._unknown(call.request)
-                stream.cut()
-                return
-            self._refused.discard(call.token)
-        elif self._refuses(call, verb, session):
-            return
-        self.executed(call)
-        if verb == "reset-before":
-            call.request.cut()
-            return
-        call.request.reply(202, type=None)
-
-        def say(*messages: JSON) -> None:
-            if session in self.streams:
-                for message in messages:
-                    stream.chunk(_event(message))
-
-        result = call.result()
-        data = _dumps(result)
-        if verb == "slow":
-            self.later(0.005 + call.place % 60 / 1000, say, result)
-        elif verb == "progress":
-            say(*(call.advanced(step) for step in (1, 2, 3)), result)
-        elif verb == "error":
-            error = {"code": -32050, "message": "no", "data": {"token": call.token}}
-            say({"id": call.message["id"], "error": error})
-        elif verb == "double":
-            say(result, result)
-        elif verb == "wrong-id":
-            say({"id": 987654321, "result": {}}, result)
-        elif verb == "garbage":
-            stream.chunk(b"event: message\ndata: } no JSON {\n\n" + _event(result))
-        elif verb == "bad-answer":
-            stream.chunk(b"data: %b:}}\n\n" % data[:-3])
-        elif verb == "bad-utf8":
-            stream.chunk(b'data: %b,"x":"\xff"}}\n\n' % data[:-2])
-        elif verb == "both":
-            say({**result, "error": {"code": 1, "message": "x"}})
-        elif verb == "flood":
-            told = {
-                "method": "notifications/message",
-                "params": {"level": "info", "data": "x" * 200},
-            }
-            say(*([told] * 200), result)
-        elif verb == "big":
-            say(call.result(content=[{"type": "text", "text": "x" * 200_000}]))
-        elif verb == "late":
-            self._late[f"{session} {call.message['id']}"] = lambda: say(result)
-        elif verb == "stream-cut":
-            event = _event(result)
-            stream.chunk(event[: 1 + call.place % (len(event) - 2)])
-            self.later(0.005, stream.cut)
-        elif verb == "tool-error":
-            say(call.result(isError=True))
-        elif verb != "hang":
-            say(result)
 
 
 def main() -> None:

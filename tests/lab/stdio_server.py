@@ -5,7 +5,8 @@ A scripted stdio server of either era that fails on demand. Standard library onl
 
 ERA: legacy, modern or both. It has one tool, `do`, whose arguments are `token`, `verb`, `place` (a
 number from which the verb takes whatever it needs) and what tests/lab/faults.py says. Before a
-call is executed a line `TOKEN PID` goes to the ledger.
+call is executed a line `TOKEN PID CONVERSATION` goes to the ledger; the answer to a question that
+was asked in it is `TOKEN? PID CONVERSATION`. The conversation of a legacy child is the child.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ NOISE = (
     b'{"jsonrpc":"1.0","method":"x"}\n'
 )
 
+_ME = os.urandom(8).hex()
+"""Names this child; a process id may be another's later."""
+
 _lock = threading.Lock()
 _late: dict = {}
+_asked: list = []
+"""The calls in which something was asked; the id of a question is how many there were."""
 
 
 def write(data: bytes) -> None:
@@ -68,10 +74,13 @@ class Call:
         self.token = self.arguments["token"]
         self.place = self.arguments.get("place", 0)
         self.progress = params.get("_meta", {}).get("progressToken")
+        self.responses = params.get("inputResponses")
         self.ledger = ledger
 
-    def executed(self) -> None:
-        os.write(self.ledger, f"{self.token} {os.getpid()}\n".encode())
+    def executed(self, mark: str = "") -> None:
+        pid = os.getpid()
+        conversation = "-" if self.modern else _ME
+        os.write(self.ledger, f"{self.token}{mark} {pid} {conversation}\n".encode())
 
     def result(self, **more: object) -> dict:
         complete = {"resultType": "complete"} if self.modern else {}
@@ -93,9 +102,52 @@ class Call:
         say({"method": "notifications/progress", "params": told})
 
 
+def question(token: str, place: int) -> dict:
+    """Method and params of a question in the call of that token. place: says which it is."""
+    content = {"type": "text", "text": token}
+    form = {"type": "object", "properties": {"token": {"type": "string"}}}
+    asked = (
+        ("sampling/createMessage", {"messages": [{"role": "user", "content": content}]}),
+        ("elicitation/create", {"message": token, "requestedSchema": form}),
+        ("roots/list", {"_meta": {"lab/token": token}}),
+    )
+    method, params = asked[place % len(asked)]
+    return {"method": method, "params": {**params, **({"maxTokens": 9} if place % 3 == 0 else {})}}
+
+
+def isAnswered(token: str, answer: object) -> bool:
+    """Whether that is the answer to the question of that token."""
+    return f'{token}"' in json.dumps(answer)
+
+
+def asks(call: Call) -> None:
+    """Ask the client in a call; in the modern era the call comes again with the answer."""
+    if not call.modern:
+        call.executed()
+        _asked.append(call)
+        say({"id": len(_asked), **question(call.token, call.place)})
+    elif call.responses is None:
+        asked = {"it": question(call.token, call.place)}
+        told = {"resultType": "input_required", "inputRequests": asked, "requestState": call.token}
+        say({"id": call.id, "result": told})
+    else:
+        call.executed("?")
+        call.executed()
+        heard(call, call.responses)
+
+
+def heard(call: Call, answer: object) -> None:
+    """The answer to a question came, or an error, where nobody may be asked."""
+    said = {} if isAnswered(call.token, answer) else {"structuredContent": {"token": str(answer)}}
+    say(call.result(**said))
+
+
 def do(call: Call, verb: str) -> None:
     if verb == "exit-before":
         os._exit(3)
+    if verb == "asks":
+        asks(call)
+        return
     call.executed()
     if verb == "answer":
         call.done()
@@ -178,6 +230,14 @@ def received(message: dict, era: str, ledger: int) -> None:
             late = _late.pop(json.dumps(params.get("requestId")), None)
             if late is not None:
                 late()
+        return
+    if method is None:
+        call = _asked[id - 1]
+        call.executed("?")
+        if "error" in message:
+            call.done()
+        else:
+            heard(call, message["result"])
         return
     modern = CLAIM in params.get("_meta", {})
     if modern and era == "legacy":

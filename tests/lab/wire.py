@@ -1,11 +1,12 @@
 """
-A proxy between a gateway and an HTTP server that harms connections.
+A proxy that harms connections: between gateway and HTTP server, or between client and gateway.
 
     python -m tests.lab.wire PORT [--seed N]
 
 It listens on a port of its own, prints `ready PORT`, and passes bytes on to the given one. A
 request whose body names a verb `wire-*` arms that fault for its connection; the `place` in it says
-at which byte. With `--seed` any other connection is cut, reset or trickled at random, too.
+at which byte. With `--seed` connections are also cut, reset, trickled and paused at random, after
+any byte of either direction or at any time; with `--blind` they are so alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import random
 import re
 from collections.abc import Callable
+from math import exp, log
 from typing import Any
 
 from twisted.internet import reactor
@@ -21,10 +23,92 @@ from twisted.internet.protocol import ClientFactory, Factory, Protocol
 
 __all__ = ["FaultProxy"]
 
-_VERB = re.compile(rb'"wire-([a-z-]+)"')
+_VERB = re.compile(rb'"wire-([a-z]+)(?:-([a-z]+))?"')
 _PLACE = re.compile(rb'"place": ?(\d+)')
+_ANSWER = 400
+"""Where an answer is cut is below that, in it or in the next."""
+_HEAD = 100
+"""What goes on only later does so from here on at most, which is in this answer."""
 _TRICKLE = 23
-_RANDOM = ("cut-answer", "reset-answer", "trickle", "pause")
+_PIECES = 200
+"""Of so many bytes a trickle is, of so many pieces at most."""
+_PAUSED = 0.05
+_RANDOM = ("cut", "reset", "trickle", "pause")
+_HARMED = 0.7
+"""Of the connections of a proxy with a seed so many are harmed once."""
+_BYTES = (1, 60_000)
+_SECONDS = 5.0
+"""At which byte, or after how long, at most; most of it is early."""
+
+
+def later(seconds: float, act: Callable[..., object], *args: object) -> None:
+    reactor.callLater(seconds, act, *args)  # type: ignore[attr-defined]
+
+
+class _Way:
+    """One direction of a connection. Bytes go on in order, whatever they wait for."""
+
+    def __init__(self, end: Callable[[bool], object]) -> None:
+        self.transport: Any = None
+        self.waiting = b""
+        self.fault = ""
+        self.left = 0
+        self._held = b""
+        self.holding = False
+        self._end = end
+        self._over = False
+
+    def joined(self, transport: Any) -> None:
+        """Where the bytes go is there."""
+        self.transport = transport
+        data, self.waiting = self.waiting, b""
+        if data:
+            transport.write(data)
+
+    def arm(self, fault: str, left: int) -> None:
+        """Do that after so many more bytes."""
+        self.fault, self.left = fault, left
+
+    def passOn(self, data: bytes) -> None:
+        if self.holding:
+            self._held += data
+            return
+        if not self.fault or len(data) <= self.left:
+            self.left -= len(data)
+            self._write(data)
+            return
+        fault, self.fault = self.fault, ""
+        self._write(data[: self.left])
+        if fault in ("cut", "reset"):
+            self._end(fault == "reset")
+            return
+        self._held, self.holding = data[self.left :], True
+        if fault == "trickle":
+            self._drip(max(_TRICKLE, len(self._held) // _PIECES), 0.001)
+        elif fault == "pause":
+            later(_PAUSED, self._drip, 1 << 20, 0.0)
+
+    def _write(self, data: bytes) -> None:
+        if self.transport is None:
+            self.waiting += data
+        elif data:
+            self.transport.write(data)
+
+    def _drip(self, size: int, seconds: float) -> None:
+        piece, self._held = self._held[:size], self._held[size:]
+        self._write(piece)
+        if self._held:
+            later(seconds, self._drip, size, seconds)
+            return
+        self.holding = False
+        if self._over:
+            self._end(False)
+
+    def over(self) -> None:
+        """No more comes; what came still goes on."""
+        self._over = True
+        if not self.holding:
+            self._end(False)
 
 
 class _Far(Protocol):
@@ -37,10 +121,10 @@ class _Far(Protocol):
         self.near.joined(self)
 
     def dataReceived(self, data: bytes) -> None:
-        self.near.answer(data)
+        self.near.answers.passOn(data)
 
     def connectionLost(self, reason: Any = None) -> None:
-        self.near.leave()
+        self.near.answers.over()
 
 
 class _FarFactory(ClientFactory):
@@ -57,92 +141,62 @@ class _FarFactory(ClientFactory):
 
 
 class _Near(Protocol):
-    """The side of the gateway. Bytes go on in order, whatever they wait for."""
+    """The side of the client."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self.proxy = proxy
         self.far: _Far | None = None
-        self.waiting = b""
-        self.fault = ""
-        self.place = 0
-        self.passed = 0
-        self.held = b""
-        self.holding = False
-        self.gone = self.left = False
+        self.requests, self.answers = _Way(self.end), _Way(self.end)
+        self.gone = False
 
     def connectionMade(self) -> None:
-        if self.proxy.dice is not None and self.proxy.dice.random() < 0.02:
-            self.arm(self.proxy.dice.choice(_RANDOM), self.proxy.dice.randrange(400))
+        self.answers.joined(self.transport)
+        dice = self.proxy.dice
+        if dice is not None and dice.random() < _HARMED:
+            self.proxy.faults += 1
+            fault = dice.choice(_RANDOM)
+            if dice.random() < 0.3:
+                later(dice.random() ** 2 * _SECONDS, self._now, fault)
+            else:
+                low, high = _BYTES
+                place = int(low * exp(dice.random() * log(high / low)))
+                dice.choice((self.requests, self.answers)).arm(fault, place)
         reactor.connectTCP("127.0.0.1", self.proxy.port, _FarFactory(self))  # type: ignore[attr-defined]
+
+    def _now(self, fault: str) -> None:
+        if self.gone:
+            return
+        if fault in ("cut", "reset"):
+            self.end(fault == "reset")
+        else:
+            self.answers.arm(fault, 0)
 
     def joined(self, far: _Far) -> None:
         self.far = far
         if self.gone:
             far.transport.abortConnection()
-            return
-        data, self.waiting = self.waiting, b""
-        if data:
-            far.transport.write(data)
-
-    def arm(self, fault: str, place: int) -> None:
-        self.fault, self.place, self.passed = fault, place, 0
-        self.proxy.faults += 1
+        else:
+            self.requests.joined(far.transport)
 
     def dataReceived(self, data: bytes) -> None:
-        found = _VERB.search(data)
+        found = None if self.proxy.blind else _VERB.search(data)
         if found:
-            place = _PLACE.search(data)
-            self.arm(found[1].decode(), int(place[1]) if place else 0)
-            if self.fault == "cut-request":
+            self.proxy.faults += 1
+            told = _PLACE.search(data)
+            place = int(told[1]) if told else 0
+            fault = found[1].decode()
+            if found[2] == b"request":
                 # Of the request so much goes on, never all of it.
-                self.send(data[: self.place % len(data)])
-                self.end()
-                return
-        self.send(data)
-
-    def send(self, data: bytes) -> None:
-        if self.far is None:
-            self.waiting += data
-        else:
-            self.far.transport.write(data)
-
-    def answer(self, data: bytes) -> None:
-        if self.holding:
-            self.held += data
-        elif self.fault in ("cut-answer", "reset-answer"):
-            left = max(0, self.place % 400 - self.passed)
-            self.passed += len(data)
-            self.transport.write(data[:left])
-            if len(data) > left:
-                self.end(reset=self.fault == "reset-answer")
-        elif self.fault == "trickle":
-            self.held, self.holding = data, True
-            self.drip(_TRICKLE, 0.001)
-        elif self.fault in ("pause", "stall"):
-            left = self.place % max(1, len(data))
-            self.transport.write(data[:left])
-            self.held, self.holding = data[left:], True
-            if self.fault == "pause":
-                self.later(0.05, self.drip, 1 << 20, 0.0)
-        else:
-            self.transport.write(data)
-
-    def later(self, seconds: float, act: Callable[..., object], *args: object) -> None:
-        reactor.callLater(seconds, act, *args)  # type: ignore[attr-defined]
-
-    def drip(self, size: int, seconds: float) -> None:
-        if self.gone:
-            return
-        piece, self.held = self.held[:size], self.held[size:]
-        self.transport.write(piece)
-        if self.held:
-            self.later(seconds, self.drip, size, seconds)
-        else:
-            self.holding, self.fault = False, ""
-            if self.left:
-                self.end()
+                self.requests.arm(fault, place % len(data))
+                if self.requests.holding:
+                    self.end()
+            else:
+                self.answers.arm(fault, place % (_ANSWER if fault in ("cut", "reset") else _HEAD))
+        self.requests.passOn(data)
 
     def end(self, reset: bool = False) -> None:
+        if self.gone:
+            return
         self.gone = True
         if self.far is not None:
             # Half of a request is no request: the server sees the end of it in order.
@@ -152,12 +206,6 @@ class _Near(Protocol):
         else:
             self.transport.loseConnection()
 
-    def leave(self) -> None:
-        """The server has closed; what it said before still goes on."""
-        self.left = True
-        if not self.gone and not self.holding:
-            self.end()
-
     def connectionLost(self, reason: Any = None) -> None:
         self.gone = True
         if self.far is not None:
@@ -166,16 +214,20 @@ class _Near(Protocol):
 
 class FaultProxy(Factory):
     """
-    The proxy. port: of the server. dice: None harms only what names a fault.
+    The proxy.
+
+    port: of the server. dice: None harms only what names a fault. blind: whether it reads none of
+    that.
 
     faults: how many connections were harmed so far.
     """
 
     noisy = False
 
-    def __init__(self, port: int, dice: random.Random | None = None) -> None:
+    def __init__(self, port: int, dice: random.Random | None = None, blind: bool = False) -> None:
         self.port = port
         self.dice = dice
+        self.blind = blind
         self.faults = 0
 
     def buildProtocol(self, addr: object) -> _Near:
@@ -186,9 +238,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--blind", action="store_true")
     options = parser.parse_args()
     dice = None if options.seed is None else random.Random(options.seed)
-    proxy = FaultProxy(options.port, dice)
+    proxy = FaultProxy(options.port, dice, options.blind)
     port = reactor.listenTCP(0, proxy, interface="127.0.0.1")  # type: ignore[attr-defined]
     print(f"ready {port.getHost().port}", flush=True)
     reactor.run()  # type: ignore[attr-defined]
