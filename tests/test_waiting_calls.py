@@ -224,7 +224,7 @@ def test_what_a_policy_fails_to_judge_is_not_permitted(expectedFailures: list[An
     bench = RelayBench(policy=Broken()).opened(initialized=False)
     assert bench.ask().reason == "forbidden"
     waits = MemoryTarget()
-    bench.relay.wait(request(2), waits, True, CONTEXT, lambda turn: None)
+    bench.relay.request(request(2), waits, True, CONTEXT, lambda turn: None)
     assert waits.reason == "forbidden"
     assert bench.tell(notify("notifications/initialized")) == [True]
     bench.server.newest.push(notify("notifications/message").encode())

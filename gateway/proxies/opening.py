@@ -129,7 +129,7 @@ def _wait(
     load = shared.load
     if shared.accepting and load.mayWait(account):
         shared.observer.observed(BoundReached("max_calls_per_principal", context.server))
-        relay.wait(message, target, streams, context, partial(load.wait, account))
+        relay.request(message, target, streams, context, partial(load.wait, account))
     else:
         _turnAway(shared, message, target, context)
         load.forget(context.principal)

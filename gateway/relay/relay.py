@@ -39,11 +39,12 @@ from gateway.relay.effects import (
     Forward,
     OwnEnded,
 )
+from gateway.relay.ending import endCall, endStream, lastWord, whatever
 from gateway.relay.readers import Readers
 from gateway.relay.replays import replaysOf
 from gateway.relay.router import Router
 from gateway.relay.straight import Straight
-from gateway.relay.target import Stream, Target
+from gateway.relay.target import Target
 from gateway.relay.times import NEVER, CallTimes
 from gateway.relay.upstream import Upstream
 from gateway.sessions.events import EventLog
@@ -56,16 +57,6 @@ from gateway.wire.tool_hints import ToolHints
 __all__ = ["Relay", "Target"]
 
 _log = Logger()
-
-_ENDINGS = {
-    "lost": (Reason.SERVER_EXITED, "the session is lost"),
-    "shutdown": (Reason.SHUTTING_DOWN, "the gateway is shutting down"),
-    "replaced": (Reason.SHUTTING_DOWN, "the server is being replaced"),
-}
-"""What running calls are told when the session ends, by the reason of its end."""
-
-_RECEDES = ("shutdown", "replaced")
-"""The ends that are the gateway's own doing: clients shall come again, a little later."""
 
 
 @define(eq=False)
@@ -210,28 +201,18 @@ class Relay:
     # From the client, by its proxy.
 
     def request(
-        self, message: Message, target: Target, streams: bool, context: CallContext
-    ) -> None:
-        """Relay a request; `target` gets its answer, and before it, if `streams`, the rest."""
-        now = self.clock.seconds()
-        self.session.callStarted(now)
-        if self.session.ended:
-            self._refuse(message, target, now, Reason.SHUTTING_DOWN, "the session is over")
-        elif self.judges and not self.allows(Direction.TO_SERVER, message, context):
-            self._refuse(message, target, now, Reason.FORBIDDEN, "not permitted")
-        else:
-            self.do(self.router.request(message, target, streams, context, now))
-            self.readers.weigh()
-
-    def wait(
         self,
         message: Message,
         target: Target,
         streams: bool,
         context: CallContext,
-        queue: Callable[[Turn], None],
+        queue: Callable[[Turn], None] | None = None,
     ) -> None:
-        """The same where the request has to wait for its turn; queue: takes that."""
+        """
+        Relay a request; `target` gets its answer, and before it, if `streams`, the rest.
+
+        queue: takes the request's turn, where it has to wait for that.
+        """
         now = self.clock.seconds()
         self.session.callStarted(now)
         if self.session.ended:
@@ -241,10 +222,11 @@ class Relay:
             self._refuse(message, target, now, Reason.FORBIDDEN, "not permitted")
             return
         effects = self.router.request(message, target, streams, context, now)
-        call = self.router.held(effects)
-        if call is not None:
-            self._waits(call)
-            queue(HeldCall(self, call))
+        if queue is not None:
+            call = self.router.held(effects)
+            if call is not None:
+                self._waits(call)
+                queue(HeldCall(self, call))
         self.do(effects)
         self.readers.weigh()
 
@@ -433,10 +415,10 @@ class Relay:
         self._timer = None
         for call in self.router.withdrawn():
             if call.via is not None:
-                _whatever(call.via.cancel, call)
-            _whatever(self._withdraw, call, reason)
+                whatever(call.via.cancel, call)
+            whatever(self._withdraw, call, reason)
         for target in self.readers.targets:
-            _whatever(self._endStream, target, reason)
+            whatever(endStream, target, reason, self.limits.retry_after * 1000)
         if self.events is not None:
             self.events.forget()
         if self.straight is not None:
@@ -447,33 +429,15 @@ class Relay:
         # It refers to us, and what refers to each other waits for the garbage collector.
         self.session.live = None
 
-    def _endStream(self, target: object, reason: str) -> None:
-        stream: Stream = target  # type: ignore[assignment]
-        if reason in _RECEDES:
-            stream.recede(self.limits.retry_after * 1000)
-        stream.close()
-
     def _withdraw(self, call: Call, reason: str) -> None:
         if call.target is None:
             return
-        why, message = _ENDINGS.get(reason, (Reason.CANCELLED, "the session was ended"))
-        answer = callFailed(call.id, why, message)
+        answer, why = lastWord(call.id, reason)
         self._ended(call.request.method, call.started, answer, why.value)
-        target: Target = call.target  # type: ignore[assignment]
-        if not call.present:
-            self.drop("client_gone")
-        elif reason == "lost":
-            target.lost(call.id)
+        if call.present:
+            endCall(call.target, answer, reason)  # type: ignore[arg-type]
         else:
-            target.answer(answer)
-
-
-def _whatever(end: Callable[..., None], *what: object) -> None:
-    """End something of a session; if that fails, the rest is ended all the same."""
-    try:
-        end(*what)
-    except Exception:
-        _log.failure("while a session ended")
+            self.drop("client_gone")
 
 
 @define(eq=False)
