@@ -93,6 +93,15 @@ def test_leaves_import_nothing_of_ours(module: str) -> None:
     assert importsOf(MODULES[module]) <= LEAVES
 
 
+def test_the_map_of_the_rooms_names_every_module() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    drawing = page.partition("## The rooms")[2].partition("\n## ")[0]
+    files = {path.name for path in MODULES.values()} - {"__init__.py"}
+    rooms = {path.parent.name for path in MODULES.values()} - {"gateway"}
+    assert {file for file in files if file not in drawing} == set()
+    assert {room for room in rooms if f"  {room}/" not in drawing} == set()
+
+
 def test_no_two_modules_import_each_other() -> None:
     graph = {name: importsOf(path) & MODULES.keys() for name, path in MODULES.items()}
     done: set[str] = set()
