@@ -13,6 +13,8 @@ from signal import SIGUSR2
 from attrs import define
 from processes import Process, start
 
+from .ports import lastingPort
+
 __all__ = ["WatchedGateway", "descendants", "stillThere"]
 
 
@@ -48,8 +50,8 @@ class WatchedGateway:
 
     @classmethod
     async def started(cls, config: Path, port: int = 0) -> WatchedGateway:
-        """Start one; it is ready when this returns. port: where it listens; 0: anywhere."""
-        listen = f"tcp:{port}:interface=127.0.0.1"
+        """Start one; it is ready when this returns. port: where it listens; 0: where it may again."""
+        listen = f"tcp:{port or lastingPort()}:interface=127.0.0.1"
         argv = ["-m", "tests.lab.watched", "--listen", listen, "--config", str(config)]
         process = start([sys.executable, *argv], process=_Logged())
         found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/")
