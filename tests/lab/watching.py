@@ -50,7 +50,7 @@ class WatchedGateway:
 
     @classmethod
     async def started(cls, config: Path, port: int = 0) -> WatchedGateway:
-        """Start one; it is ready when this returns. port: where it listens; 0: where it may again."""
+        """Start one; it is ready when this returns. port: where it listens; 0: one that lasts."""
         listen = f"tcp:{port or lastingPort()}:interface=127.0.0.1"
         argv = ["-m", "tests.lab.watched", "--listen", listen, "--config", str(config)]
         process = start([sys.executable, *argv], process=_Logged())
