@@ -11,7 +11,7 @@ A reload that changes a server makes its next generation, and retires the one be
     404 -32001. Over HTTP+SSE the answers come on the session's own stream, so there a new request
     is told `shutting_down`.
  4. A modern call that waits for its client's input is finished here, too: the request that brings
-    it is led to where the call runs.
+    it is led to where the call runs. While the gateway drains nobody brings it.
  5. What still runs, or waits, after `drain_grace` seconds is told `shutting_down`.
  6. Then streams of `subscriptions/listen` end in order, and links, children and connections go.
 """
@@ -118,12 +118,16 @@ class Generation:
     async def _retired(self) -> None:
         shared = self.shared
         until = shared.clock.seconds() + shared.limits.drain_grace
-        while self._finishing() or self.running() or self.mount.http.modern.parked():
+        while self._finishing() or self.running() or self._awaited():
             if shared.clock.seconds() >= until:
                 shared.observer.observed(BoundReached("drain_grace", self.name))
                 break
             await deferLater(shared.clock, LOOK)
         await self.stop("replaced")
+
+    def _awaited(self) -> bool:
+        """Whether calls wait here for their clients' input, and those may still bring it."""
+        return self.shared.accepting and self.mount.http.modern.parked()
 
     def _finishing(self) -> bool:
         """End the sessions in which nothing runs. Returns whether there are others."""

@@ -377,6 +377,22 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
     bench.end()
 
 
+@pytest.mark.acceptance(108)
+def test_acceptance_108_nobody_drains_for_a_call_of_a_replaced_server_that_waits_for_its_client() -> (
+    None
+):
+    """Who would go on with it is not let in any more."""
+    old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
+    bench = Bench(old)
+    parked(bench, old)
+    bench.reload(new)
+    bench.gateway.advance(0.5)
+    assert not old.drained
+    stopped = bench.gateway.stop()
+    bench.gateway.clock.pump([0.1] * 5)
+    assert stopped.called and old.drained and not old.open
+
+
 @pytest.mark.acceptance(109)
 def test_acceptance_109_so_is_one_that_asks_only_after_its_server_was_replaced() -> None:
     old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
