@@ -378,9 +378,7 @@ def test_acceptance_109_a_call_that_waits_for_its_client_is_finished_where_it_ru
 
 
 @pytest.mark.acceptance(108)
-def test_acceptance_108_nobody_drains_for_a_call_of_a_replaced_server_that_waits_for_its_client() -> (
-    None
-):
+def test_acceptance_108_nobody_drains_for_a_replaced_call_that_waits_for_its_client() -> None:
     """Who would go on with it is not let in any more."""
     old, new = ScriptedServer("one"), ScriptedServer("one", timeout=9.0)
     bench = Bench(old)
