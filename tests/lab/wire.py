@@ -31,7 +31,7 @@ _HEAD = 100
 """What goes on only later does so from here on at most, which is in this answer."""
 _TRICKLE = 23
 _PIECES = 200
-"""Of so many bytes a trickle is, of so many pieces at most."""
+"""Of so many bytes a piece of a trickle is, and of what waits at least such a part."""
 _PAUSED = 0.05
 _RANDOM = ("cut", "reset", "trickle", "pause")
 _HARMED = 0.7
@@ -84,7 +84,7 @@ class _Way:
             return
         self._held, self.holding = data[self.left :], True
         if fault == "trickle":
-            self._drip(max(_TRICKLE, len(self._held) // _PIECES), 0.001)
+            self._drip(_TRICKLE, 0.001)
         elif fault == "pause":
             later(_PAUSED, self._drip, 1 << 20, 0.0)
 
@@ -95,7 +95,9 @@ class _Way:
             self.transport.write(data)
 
     def _drip(self, size: int, seconds: float) -> None:
-        piece, self._held = self._held[:size], self._held[size:]
+        # What comes meanwhile is held, too, and may be much more than what there was.
+        part = max(size, len(self._held) // _PIECES)
+        piece, self._held = self._held[:part], self._held[part:]
         self._write(piece)
         if self._held:
             later(seconds, self._drip, size, seconds)
