@@ -200,6 +200,8 @@ class PostingCaller(Caller):
 
     async def _client_duplicate_ids(self, client: Connection, asked: Asked) -> bool:
         second = await self.connect()
+        # Meanwhile the other lane may have lost the session.
+        await self.ready()
         asked.began = self.plan.now()
         other = self.asked(asked.fault, asked.id)
         requests = [self.posted(self.message(one)) for one in (asked, other)]
