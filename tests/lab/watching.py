@@ -13,7 +13,7 @@ from signal import SIGUSR2
 from attrs import define
 from processes import Process, start
 
-from .ports import lastingPort
+from benchmarks.process import freePort
 
 __all__ = ["WatchedGateway", "descendants", "stillThere"]
 
@@ -51,7 +51,9 @@ class WatchedGateway:
     @classmethod
     async def started(cls, config: Path, port: int = 0) -> WatchedGateway:
         """Start one; it is ready when this returns. port: where it listens; 0: one that lasts."""
-        listen = f"tcp:{port or lastingPort()}:interface=127.0.0.1"
+        # Not one that the system gives connections: who connects again and again to such a port
+        # while nobody listens there meets itself in the end (RFC 9293 section 3.5): it is taken.
+        listen = f"tcp:{port or freePort()}:interface=127.0.0.1"
         argv = ["-m", "tests.lab.watched", "--listen", listen, "--config", str(config)]
         process = start([sys.executable, *argv], process=_Logged())
         found = await process.line(r"(http://127\.0\.0\.1:\d+)/servers/")

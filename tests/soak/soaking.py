@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,6 @@ __all__ = [
     "TINY",
     "Gaps",
     "Watched",
-    "freePort",
     "loaded",
     "more",
     "part",
@@ -66,13 +64,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
-
-
-def freePort() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def more(files: int = 16_000) -> None:

@@ -12,8 +12,10 @@ import pytest
 import pytest_twisted
 from posting import connected, posted
 from processes import ROOT, Gateway, start
-from soaking import freePort, wait
+from soaking import wait
 from twisted.internet.error import ConnectError
+
+from benchmarks.process import freePort
 
 pytestmark = pytest.mark.soak
 

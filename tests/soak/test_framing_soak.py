@@ -23,12 +23,13 @@ from cycles import wait
 from differential import TARGET, Differential, streamOf
 from processes import start
 from raw import RawClient, Recorder, hello, rpc
-from soaking import freePort, program
+from soaking import program
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
 
+from benchmarks.process import freePort
 from gateway.config import Configuration, GatewaySettings
 from gateway.doors.reception import Reception
 from gateway.service import GatewayService

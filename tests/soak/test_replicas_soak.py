@@ -23,11 +23,13 @@ from attrs import define, field
 from modern_support import enveloped, fields
 from processes import ROOT, Process, start
 from raw import RawClient, Response, hello, rpc
-from soaking import freePort, program, wait
+from soaking import program, wait
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectionClosed
+
+from benchmarks.process import freePort
 
 pytestmark = pytest.mark.soak
 
